@@ -1,0 +1,4 @@
+module idlerace
+
+go 1.26.0
+

@@ -1,0 +1,188 @@
+// Package record is what the witnesses of a run said, as JSON lines, and the
+// join of their statements by request id. It knows no socket, process or
+// verdict; it must not import stack, load, proxy, judge or report.
+package record
+
+import "time"
+
+// Kinds of line in observations.jsonl, the value of "t".
+const (
+	KindShot    = "shot"    // Shot: the client's statement
+	KindEvent   = "event"   // Event: the origin's statement
+	KindLog     = "log"     // LogLine: the proxy's statement
+	KindDirect  = "direct"  // Direct: a close measured without a proxy
+	KindSettled = "settled" // Settled: a burst of a cell is complete
+	KindEnd     = "end"     // End: the last line of a run that was not killed
+)
+
+// Outcome is how a shot ended as the client saw it.
+type Outcome string
+
+const (
+	OutcomeResponse Outcome = "response" // a complete HTTP response, of any status
+	OutcomeClosed   Outcome = "closed"   // the connection ended in order (FIN) without a response
+	OutcomeReset    Outcome = "reset"    // the connection was reset before a response
+	OutcomePartial  Outcome = "partial"  // a response began and did not end
+	OutcomeRefused  Outcome = "refused"  // no connection to the proxy could be made
+	OutcomeTimeout  Outcome = "timeout"  // no response in time
+	OutcomeClient   Outcome = "client"   // a fault on our own side (file descriptors, cancelled)
+)
+
+// Phase says what a burst was for.
+type Phase string
+
+const (
+	PhaseWarm    Phase = "warm"    // opens the connections
+	PhaseReuse   Phase = "reuse"   // a short gap: shows that the pool works and calibrates ages
+	PhaseMeasure Phase = "measure" // after a long gap: both sides' timers had time to fire
+	PhaseAimed   Phase = "aimed"   // gaps aimed at an edge
+)
+
+// Shot is one request after a gap, as the client saw it. The pair Cell, Seq is
+// the request id (headers X-Vegeta-Attack and X-Vegeta-Seq).
+type Shot struct {
+	Cell    string        `json:"cell"`             // id of the cell or control
+	Seq     uint64        `json:"seq"`              // vegeta's sequence number within the cell
+	Lane    int           `json:"lane"`             // client connection
+	Burst   int           `json:"burst"`            // 0-based
+	Phase   Phase         `json:"phase"`            //
+	Target  string        `json:"target,omitempty"` // aimed shots: "upstream" or "proxy", the edge aimed at
+	Planned time.Duration `json:"planned_ns"`       // gap asked for; 0 for the first shot of a lane
+	Age     time.Duration `json:"age_ns"`           // gap measured: last response byte of the lane to this request's first; 0 for the first
+	Sent    int64         `json:"sent"`             // Unix time in ns
+	Latency time.Duration `json:"latency_ns"`       // request sent to last response byte or failure
+	Status  int           `json:"status"`           // 0 without a response
+	Outcome Outcome       `json:"outcome"`
+	Fresh   bool          `json:"fresh,omitempty"` // first request of this client connection
+	Err     string        `json:"err,omitempty"`
+}
+
+// Failed reports whether the client saw a failure: a 5xx, or no complete
+// response.
+func (s Shot) Failed() bool { return s.Outcome != OutcomeResponse || s.Status >= 500 }
+
+// EventKind is what happened at the origin.
+type EventKind string
+
+const (
+	EventAccept  EventKind = "accept"  // a connection was accepted
+	EventRequest EventKind = "request" // a request was read by the server
+	EventIdle    EventKind = "idle"    // its response is written; the connection is idle from now on
+	EventLate    EventKind = "late"    // a request arrived on a connection after the idle timer had closed it
+	EventClose   EventKind = "close"   // the connection ended
+	EventLost    EventKind = "lost"    // Nth events were dropped: a reader of the journal was too slow
+)
+
+// Who ended a connection, and why (Event.By, Event.Why).
+const (
+	ByUpstream = "upstream"
+	ByPeer     = "peer"
+
+	WhyIdleTimeout  = "idle-timeout"  // upstream: the idle timer fired
+	WhyPeerClosed   = "peer-closed"   // peer: FIN read
+	WhyPeerReset    = "peer-reset"    // peer: RST read
+	WhyRequestLimit = "request-limit" // upstream: requests per connection reached, not announced
+	WhyAnnounced    = "announced"     // upstream: after a response with "Connection: close", asked for by either side
+	WhyShutdown     = "shutdown"      // upstream: graceful shutdown of an idle connection
+	WhyTrap         = "trap"          // upstream: closed instead of answering
+	WhyError        = "error"         // upstream: anything else; see Err
+)
+
+// Event is one line of the origin's journal.
+type Event struct {
+	At       int64         `json:"at"`                 // Unix time in ns, of the origin's clock
+	N        uint64        `json:"n"`                  // position in the journal, from 1, without holes
+	Server   string        `json:"server"`             // name of the origin's server (one per upstream setting)
+	Conn     uint64        `json:"conn"`               // connection number, unique in the origin process
+	Kind     EventKind     `json:"kind"`               //
+	Peer     string        `json:"peer,omitempty"`     // remote address "ip:port" of the connection
+	Cell     string        `json:"cell,omitempty"`     // request id, first half; on close: of the connection's last request
+	Seq      uint64        `json:"seq,omitempty"`      // request id, second half
+	Method   string        `json:"method,omitempty"`   // request, late
+	Nth      int           `json:"nth,omitempty"`      // request: number on its connection, from 1; close: requests served; lost: events dropped
+	Idle     time.Duration `json:"idle_ns,omitempty"`  // request, late, close: time since the connection went idle; 0 when it never was
+	Executed bool          `json:"executed,omitempty"` // request: the handler ran
+	By       string        `json:"by,omitempty"`       // close
+	Why      string        `json:"why,omitempty"`      // close
+	Err      string        `json:"err,omitempty"`      // close
+}
+
+// IdleClosed reports whether e is a close by the upstream's idle timer.
+func (e Event) IdleClosed() bool {
+	return e.Kind == EventClose && e.By == ByUpstream && e.Why == WhyIdleTimeout
+}
+
+// Cause is why a request failed.
+type Cause string
+
+const (
+	CauseIdleClose   Cause = "idle-close"       // the keep-alive race: written on a connection its upstream's idle timer had closed
+	CauseReset       Cause = "upstream-reset"   // the upstream ended the connection for another reason
+	CauseRefused     Cause = "connect-refused"  // no connection to the upstream
+	CauseTimeout     Cause = "upstream-timeout" // no answer from the upstream in time
+	CauseNotHTTP     Cause = "not-http"         // the upstream did not speak HTTP
+	CauseClient      Cause = "client"           // between client and proxy
+	CauseUnknown     Cause = "unknown"
+	CauseClosedEarly Cause = "upstream-closed" // log lines only: the upstream closed before a response; idle timer or not is the journal's to say
+)
+
+// Attempt is one try of the proxy to get an answer from the upstream.
+type Attempt struct {
+	Upstream string `json:"upstream,omitempty"` // address tried
+	Local    string `json:"local,omitempty"`    // the proxy's own address of that connection, where the proxy logs it: the journal's Peer
+	Status   int    `json:"status,omitempty"`   // 0 without a response
+	Reused   bool   `json:"reused,omitempty"`   // over a pooled connection, where the proxy logs it
+	Err      string `json:"err,omitempty"`
+}
+
+// LogLine is what the proxy's own log says of one request.
+type LogLine struct {
+	Cell     string    `json:"cell"`
+	Seq      uint64    `json:"seq"`
+	Status   int       `json:"status,omitempty"`   // answered to the client; 0 where the line does not say
+	Attempts []Attempt `json:"attempts,omitempty"` // in order; empty where the line does not say
+	Cause    Cause     `json:"cause,omitempty"`    // as far as the proxy knows
+	Text     string    `json:"text,omitempty"`     // error text or the line itself, shortened to 300 bytes
+}
+
+// Direct is an idle close measured at a client socket connected straight to
+// the origin: the upstream timeout as it really is.
+type Direct struct {
+	Server string        `json:"server"`   // the origin's server
+	After  time.Duration `json:"after_ns"` // last response byte to EOF; 0 when Err is set
+	Err    string        `json:"err,omitempty"`
+}
+
+// Settled says that every witness has had time to speak about all shots of a
+// cell up to and including Seq.
+type Settled struct {
+	Cell  string `json:"cell"`
+	Burst int    `json:"burst"`
+	Seq   uint64 `json:"seq"`
+}
+
+// End closes the file of a run that was not killed.
+type End struct {
+	At     int64  `json:"at"`
+	Reason string `json:"reason"` // "done", "budget", "interrupted" or an error text
+}
+
+// Line is one line of observations.jsonl: T names the one field that is set.
+type Line struct {
+	T       string   `json:"t"`
+	Shot    *Shot    `json:"shot,omitempty"`
+	Event   *Event   `json:"event,omitempty"`
+	Log     *LogLine `json:"log,omitempty"`
+	Direct  *Direct  `json:"direct,omitempty"`
+	Settled *Settled `json:"settled,omitempty"`
+	End     *End     `json:"end,omitempty"`
+}
+
+// Observation is all that is known of one request.
+type Observation struct {
+	Shot     Shot
+	Requests []Event   // the request as the origin served it; more than one: executed twice
+	Late     []Event   // arrivals on connections that the idle timer had closed
+	Logs     []LogLine // the proxy's lines
+	Closes   []Event   // closes of the connections named by Requests, Late or Logs, as far as seen
+}
