@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"idlerace/harness/plan"
 	"idlerace/harness/spec"
 )
 
@@ -51,11 +52,11 @@ type Violation struct {
 	Rule  string     `json:"rule"`
 }
 
-// Role of a verdict's cell in its run.
+// Roles of a verdict's cell in its run.
 const (
-	RoleCell        = "cell"
-	RoleMustRace    = "must-race"     // positive control
-	RoleMustNotRace = "must-not-race" // negative control
+	RoleCell        = plan.RoleCell
+	RoleMustRace    = plan.RoleMustRace
+	RoleMustNotRace = plan.RoleMustNotRace
 )
 
 // Verdict is the judgement on one cell or control.

@@ -41,17 +41,18 @@ const (
 // Shot is one request after a gap, as the client saw it. The pair Cell, Seq is
 // the request id (headers X-Vegeta-Attack and X-Vegeta-Seq).
 type Shot struct {
-	Cell    string        `json:"cell"`             // id of the cell or control
-	Seq     uint64        `json:"seq"`              // vegeta's sequence number within the cell
-	Lane    int           `json:"lane"`             // client connection
-	Burst   int           `json:"burst"`            // 0-based
-	Phase   Phase         `json:"phase"`            //
-	Target  string        `json:"target,omitempty"` // aimed shots: "upstream" or "proxy", the edge aimed at
-	Planned time.Duration `json:"planned_ns"`       // gap asked for; 0 for the first shot of a lane
-	Age     time.Duration `json:"age_ns"`           // gap measured: last response byte of the lane to this request's first; 0 for the first
-	Sent    int64         `json:"sent"`             // Unix time in ns
-	Latency time.Duration `json:"latency_ns"`       // request sent to last response byte or failure
-	Status  int           `json:"status"`           // 0 without a response
+	Cell    string        `json:"cell"`              // id of the cell or control
+	Seq     uint64        `json:"seq"`               // vegeta's sequence number within the cell
+	Lane    int           `json:"lane"`              // client connection
+	Burst   int           `json:"burst"`             // 0-based
+	Phase   Phase         `json:"phase"`             //
+	Target  string        `json:"target,omitempty"`  // aimed shots: "upstream" or "proxy", the edge aimed at
+	Planned time.Duration `json:"planned_ns"`        // gap asked for; 0 for the first shot of a lane
+	Age     time.Duration `json:"age_ns"`            // gap measured: last response byte of the lane to this request's first; 0 for the first
+	Edge    time.Duration `json:"edge_ns,omitempty"` // aimed shots: the age at which that edge was expected
+	Sent    int64         `json:"sent"`              // Unix time in ns
+	Latency time.Duration `json:"latency_ns"`        // request sent to last response byte or failure
+	Status  int           `json:"status"`            // 0 without a response
 	Outcome Outcome       `json:"outcome"`
 	Fresh   bool          `json:"fresh,omitempty"` // first request of this client connection
 	Err     string        `json:"err,omitempty"`
@@ -60,6 +61,20 @@ type Shot struct {
 // Failed reports whether the client saw a failure: a 5xx, or no complete
 // response.
 func (s Shot) Failed() bool { return s.Outcome != OutcomeResponse || s.Status >= 500 }
+
+// Edges an aimed shot is aimed at (Shot.Target).
+const (
+	TargetUpstream = "upstream" // the upstream's idle close: where the danger is
+	TargetProxy    = "proxy"    // the proxy's own idle close
+)
+
+// Reasons of End and Manifest.Ended after which a run is complete. Any other
+// text says why it is not.
+const (
+	EndDone        = "done"        // every item decided
+	EndBudget      = "budget"      // the scenario's budget was spent
+	EndInterrupted = "interrupted" // by a signal
+)
 
 // EventKind is what happened at the origin.
 type EventKind string
@@ -184,5 +199,5 @@ type Observation struct {
 	Requests []Event   // the request as the origin served it; more than one: executed twice
 	Late     []Event   // arrivals on connections that the idle timer had closed
 	Logs     []LogLine // the proxy's lines
-	Closes   []Event   // closes of the connections named by Requests, Late or Logs, as far as seen
+	Before   []Event   // idle begins and idle-timer closes of the connections that Requests, Late or Logs name
 }

@@ -18,6 +18,7 @@ const (
 	MaxLanes      = 1000  // lanes of one cell
 	MaxTotalLanes = 20000 // lanes of one run, controls not counted
 	MaxShots      = 1_000_000
+	MaxDuration   = 24 * time.Hour // of every duration, the budget included
 )
 
 // Scenario is one scenario file: a grid of cells, how hard each is probed and
@@ -74,7 +75,7 @@ type Policy struct {
 	Forbid []State
 	Where  string // expression over a cell, see Policy.Match; empty: every cell
 
-	match func(Cell) (bool, error) // compiled Where
+	match matcher // compiled Where; nil for a Policy built in code
 }
 
 // Idle is the idle timeout of a proxy's upstream connection pool.

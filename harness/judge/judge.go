@@ -1,0 +1,577 @@
+// Package judge turns stored observations into verdicts. It is pure and sees
+// no socket, so rules can change and old runs be judged again; it must not
+// import stack, load or proxy.
+package judge
+
+import (
+	"fmt"
+	"iter"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"idlerace/harness/plan"
+	"idlerace/harness/record"
+	"idlerace/harness/spec"
+)
+
+// Rules that are not the scenario's to set.
+const (
+	// Zone is how near to the expected upstream close an aimed shot's measured
+	// age must be to count as sent where the danger would be.
+	Zone = 10 * time.Millisecond
+	// Slack is the least margin between the proxy's latest close and the
+	// upstream's earliest that counts as the proxy closing first by its timer
+	// and not by luck: the granularity of the timers seen so far, with room.
+	Slack = 5 * time.Millisecond
+	// Proofs is the number of attributed failures after which a racing cell
+	// needs no more shots.
+	Proofs = 3
+)
+
+// Subject is what a verdict is about.
+type Subject struct {
+	Item      plan.Item
+	Version   string
+	Runtime   string
+	Fault     string // what ended the item's proxy or the origin in mid-run; empty: nothing
+	Shots     int    // aimed shots asked for
+	Reproduce string
+}
+
+// Tally collects the observations of one cell and judges them at any time. Its
+// memory does not grow with their number.
+type Tally struct {
+	s Subject
+
+	shots, aimed, failures, attributed, attributedAimed int
+	late, retried, twice, reused                        int
+	causes, statuses                                    map[string]int
+	upstreamClosed, proxyClosed, direct                 sample
+	lateAges                                            sample
+	otherTexts                                          string // one text of an unattributed failure
+	raced, replayed                                     *Example
+	orphans                                             int
+	fresh                                               int // aimed shots that went out over a new upstream connection
+}
+
+// NewTally begins a tally.
+func NewTally(s Subject) *Tally {
+	return &Tally{s: s, causes: map[string]int{}, statuses: map[string]int{}}
+}
+
+// Observe takes one request.
+func (t *Tally) Observe(o record.Observation) {
+	t.shots++
+	if o.Shot.Outcome == record.OutcomeResponse {
+		t.statuses[strconv.Itoa(o.Shot.Status)]++
+	} else {
+		t.statuses[string(o.Shot.Outcome)]++
+	}
+	aimed := InZone(o.Shot)
+	if aimed {
+		t.aimed++
+	}
+	executed := 0
+	for _, e := range o.Requests {
+		if e.Executed {
+			executed++
+		}
+		if e.Nth > 1 {
+			t.reused++
+		} else if aimed {
+			t.fresh++
+		}
+	}
+	if executed > 1 {
+		t.twice++
+	}
+	if len(o.Late) > 0 {
+		t.late++
+		for _, e := range o.Late {
+			t.lateAges.add(e.Idle)
+		}
+	}
+	if !o.Shot.Failed() {
+		if len(o.Late) > 0 {
+			t.retried++
+			if t.replayed == nil {
+				t.replayed = &Example{o.Shot.Cell, o.Shot.Seq}
+			}
+		}
+		return
+	}
+	t.failures++
+	cause := Cause(o)
+	t.causes[string(cause)]++
+	if cause != record.CauseIdleClose {
+		t.otherTexts = describe(o)
+		return
+	}
+	t.attributed++
+	if aimed {
+		t.attributedAimed++
+	}
+	if t.raced == nil {
+		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
+	}
+}
+
+// InZone reports whether a shot was aimed at the upstream's close and really
+// went out near it.
+func InZone(s record.Shot) bool {
+	return s.Phase == record.PhaseAimed && s.Target == record.TargetUpstream && (s.Age-s.Edge).Abs() <= Zone
+}
+
+// Cause says why a failed request failed, from all its witnesses. It is
+// CauseIdleClose only when a witness beyond the client ties the request to an
+// upstream connection that the upstream's idle timer had closed, and nothing
+// executed it.
+func Cause(o record.Observation) record.Cause {
+	executed := false
+	for _, e := range o.Requests {
+		executed = executed || e.Executed
+	}
+	stale := len(o.Late) > 0
+	if !stale {
+		// The proxy's own log may name the dead connection of a request that
+		// never left the proxy.
+		for _, e := range o.Before {
+			stale = stale || e.IdleClosed()
+		}
+	}
+	noAnswer := o.Shot.Outcome == record.OutcomeClosed || o.Shot.Outcome == record.OutcomeReset
+	if stale && !executed && (noAnswer || o.Shot.Status >= 500) {
+		return record.CauseIdleClose
+	}
+	for _, l := range o.Logs {
+		if l.Cause != "" {
+			return l.Cause
+		}
+	}
+	switch o.Shot.Outcome {
+	case record.OutcomeRefused, record.OutcomeClient:
+		return record.CauseClient
+	case record.OutcomePartial:
+		return record.CauseReset
+	}
+	if o.Shot.Status == 504 {
+		return record.CauseTimeout
+	}
+	return record.CauseUnknown
+}
+
+func describe(o record.Observation) string {
+	for _, l := range o.Logs {
+		if l.Text != "" {
+			return l.Text
+		}
+	}
+	if o.Shot.Err != "" {
+		return o.Shot.Err
+	}
+	return fmt.Sprintf("status %d", o.Shot.Status)
+}
+
+// Close takes the end of one of the cell's upstream connections.
+func (t *Tally) Close(e record.Event) {
+	switch {
+	case e.IdleClosed():
+		t.upstreamClosed.add(e.Idle)
+	case e.Kind == record.EventClose && e.By == record.ByPeer && e.Idle > 0:
+		t.proxyClosed.add(e.Idle)
+	}
+}
+
+// Direct takes an idle close of the upstream measured without a proxy.
+func (t *Tally) Direct(after time.Duration) { t.direct.add(after) }
+
+// Orphan takes a late request that was named after its observation had been
+// given out.
+func (t *Tally) Orphan(record.Event) { t.orphans++ }
+
+// Done reports whether more shots would not change what can be said.
+func (t *Tally) Done() bool {
+	switch t.state() {
+	case spec.Races:
+		return t.attributed >= Proofs || t.aimed >= t.s.Shots
+	case spec.Masked, spec.Safe, spec.Unsupported, spec.Broken:
+		return true
+	}
+	if t.aimed < t.s.Shots {
+		return false
+	}
+	// No further shot can add the missing witness, or the cause is another.
+	return t.attributed == 0 && (!t.s.Item.Cell.Close.Witnessed() || t.failures-t.attributed >= t.s.Shots/4)
+}
+
+// Proven reports whether the cell has its first attributed failure.
+func (t *Tally) Proven() bool { return t.attributed > 0 }
+
+// Failures is the number of client-visible failures so far.
+func (t *Tally) Failures() int { return t.failures }
+
+// State is the state by this cell's own observations, before controls.
+func (t *Tally) State() spec.State { return t.state() }
+
+func (t *Tally) state() spec.State {
+	switch {
+	case t.s.Item.Unsupported != "":
+		return spec.Unsupported
+	case t.attributed > 0:
+		return spec.Races
+	case t.s.Fault != "":
+		return spec.Broken
+	case t.failures > 0:
+		return spec.Inconclusive
+	case t.aimed < t.s.Shots:
+		return spec.Inconclusive
+	case t.late > 0:
+		return spec.Masked
+	case t.orphans > 0 || t.upstreamClosed.n > 0:
+		return spec.Inconclusive
+	case t.s.Item.Cell.ProxyIdle == spec.Off:
+		if t.reused > 0 {
+			return spec.Inconclusive
+		}
+		return spec.Safe
+	case t.proxyClosed.n == 0 || t.reused == 0 || t.direct.n == 0:
+		return spec.Inconclusive
+	case t.margin() < Slack+t.s.Item.Cell.RTT:
+		return spec.Inconclusive
+	}
+	return spec.Safe
+}
+
+// margin is how long before the upstream's earliest close the proxy's latest
+// close came. Both must have been measured.
+func (t *Tally) margin() time.Duration { return t.direct.min - t.proxyClosed.max }
+
+// Verdict judges what has been seen so far.
+func (t *Tally) Verdict() Verdict {
+	c := t.s.Item.Cell
+	v := Verdict{
+		ID: t.s.Item.ID, Role: t.s.Item.Role, Proxy: c.Proxy, Version: t.s.Version, Runtime: t.s.Runtime, Upstream: c.Upstream,
+		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
+		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
+		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
+		Late: t.late, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed,
+		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
+		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
+	}
+	if t.aimed > 0 {
+		i := ClopperPearson(t.attributedAimed, t.aimed)
+		v.Rate = &i
+	}
+	if t.lateAges.n > 0 && t.upstreamClosed.n > 0 {
+		edge := t.upstreamClosed.quantile(0.5)
+		v.Window = &Window{Duration(t.lateAges.min - edge), Duration(t.lateAges.max - edge)}
+	}
+	switch {
+	case v.State == spec.Races:
+		v.Example = t.raced
+	case t.replayed != nil:
+		v.Example = t.replayed
+	}
+	v.Why = t.why(v)
+	if t.orphans > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%d late requests were reported after their burst had been settled", t.orphans))
+	}
+	if v.State == spec.Races && v.Other > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%d failures had another or an unproven cause: %s", v.Other, t.otherTexts))
+	}
+	if t.twice > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%d requests were executed twice", t.twice))
+	}
+	return v
+}
+
+func (t *Tally) why(v Verdict) string {
+	c := t.s.Item.Cell
+	switch v.State {
+	case spec.Unsupported:
+		return t.s.Item.Unsupported
+	case spec.Broken:
+		return t.s.Fault
+	case spec.Races:
+		why := fmt.Sprintf("%d of %s met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s): %s",
+			t.attributed, plural(t.shots, c.Method), spec.FormatDuration(c.UpstreamIdle), t.measuredClose(), t.failedAs())
+		if t.late > 0 {
+			why += "; the origin saw " + those(t.late, "request id") + " arrive after its FIN and executed none of the failed"
+		} else {
+			why += "; the proxy's log names the closed connection and the origin executed none of them"
+		}
+		return why
+	case spec.Masked:
+		return fmt.Sprintf("%d of %s met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s); %s sent each again and every client got its answer; %s executed twice",
+			t.late, plural(t.shots, c.Method), spec.FormatDuration(c.UpstreamIdle), t.measuredClose(), c.Proxy, numberOrNone(t.twice))
+	case spec.Safe:
+		bound := fmt.Sprintf("no failure in %s around the upstream's close (95 %%: fewer than %s)", plural(t.aimed, "aimed shot"), percent(v.Rate.High))
+		if c.ProxyIdle == spec.Off {
+			return fmt.Sprintf("no upstream connection was ever used twice; %s", bound)
+		}
+		return fmt.Sprintf("the proxy closed first, all %d times an upstream connection went idle, at %s at the latest, %s before the upstream's earliest close (%s); %s",
+			t.proxyClosed.n, ms(t.proxyClosed.max), ms(t.margin()), ms(t.direct.min), bound)
+	}
+	return t.missing()
+}
+
+// missing says what an inconclusive cell lacks.
+func (t *Tally) missing() string {
+	c := t.s.Item.Cell
+	switch {
+	case t.shots == 0:
+		return "no request was recorded"
+	case t.failures > 0 && !c.Close.Witnessed() && t.upstreamClosed.n > 0:
+		return fmt.Sprintf("%s of %s failed (%s), but close style %q leaves no witness that ties them to the idle timer; style %q does",
+			plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs(), c.Close, spec.CloseFIN)
+	case t.failures > 0:
+		return fmt.Sprintf("%s of %s failed (%s) and none could be tied to an idle close; one of them: %s",
+			plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs(), t.otherTexts)
+	case t.late > 0:
+		return fmt.Sprintf("stale reuse was witnessed %s and always replayed, but only %s of %d went out where the danger is",
+			times(t.late), plural(t.aimed, "aimed shot"), t.s.Shots)
+	case t.aimed < t.s.Shots:
+		return fmt.Sprintf("%s, %d needed; no failure and no stale reuse so far", plural(t.aimed, "aimed shot"), t.s.Shots)
+	case t.upstreamClosed.n > 0:
+		return fmt.Sprintf("the upstream closed first in %d of %d idle connections (measured %s), so the pair can race, but none of %s met one in that moment",
+			t.upstreamClosed.n, t.upstreamClosed.n+t.proxyClosed.n, t.measuredClose(), plural(t.aimed, "aimed shot"))
+	case c.ProxyIdle == spec.Off:
+		return fmt.Sprintf("keep-alive is off, yet %s went over a used upstream connection", plural(t.reused, "request"))
+	case t.reused == 0:
+		return "the proxy never reused an upstream connection, so nothing could race: its pool does not work as configured"
+	case t.proxyClosed.n == 0:
+		return "neither side was seen closing an idle connection"
+	case t.direct.n == 0:
+		return "the upstream's real close time was not measured"
+	}
+	return fmt.Sprintf("no failure in %s, but the proxy closed only %s before the upstream (latest %s, upstream's earliest %s); less than %s is luck, not a margin",
+		plural(t.aimed, "aimed shot"), ms(t.margin()), ms(t.proxyClosed.max), ms(t.direct.min), ms(Slack+c.RTT))
+}
+
+func (t *Tally) measuredClose() string {
+	if t.upstreamClosed.n > 0 {
+		return ms(t.upstreamClosed.quantile(0.5))
+	}
+	if t.direct.n > 0 {
+		return ms(t.direct.quantile(0.5))
+	}
+	return "not yet"
+}
+
+// failedAs lists what clients of failed requests saw: "9 x 502, 1 x closed
+// without a response".
+func (t *Tally) failedAs() string {
+	var out []string
+	for _, k := range sortedKeys(t.statuses) {
+		n := t.statuses[k]
+		code, err := strconv.Atoi(k)
+		switch {
+		case err == nil && code < 500:
+			continue
+		case err == nil:
+			out = append(out, fmt.Sprintf("%d x %d", n, code))
+		case k == string(record.OutcomeClosed), k == string(record.OutcomeReset):
+			out = append(out, fmt.Sprintf("%d x connection %s without a response", n, k))
+		default:
+			out = append(out, fmt.Sprintf("%d x %s", n, k))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func sortedKeys(m map[string]int) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	if what == strings.ToUpper(what) { // a method
+		return fmt.Sprintf("%d %ss", n, what)
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func those(n int, what string) string {
+	if n == 1 {
+		return "that " + what
+	}
+	return fmt.Sprintf("%d such %ss", n, what)
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+func numberOrNone(n int) string {
+	if n == 0 {
+		return "none was"
+	}
+	if n == 1 {
+		return "1 was"
+	}
+	return fmt.Sprintf("%d were", n)
+}
+
+func percent(p float64) string { return strconv.FormatFloat(100*p, 'g', 2, 64) + " %" }
+
+// ms gives a duration in ms with a precision of 10 µs: "600.12ms".
+func ms(d time.Duration) string {
+	return strconv.FormatFloat(float64(d.Round(10*time.Microsecond))/1e6, 'f', -1, 64) + "ms"
+}
+
+// Judge reads a run's lines and judges every item of its manifest. policy may
+// be nil. Lines that cannot be read become warnings; an error of the stream
+// itself ends the judgement.
+func Judge(m record.Manifest, s *spec.Scenario, lines iter.Seq2[record.Line, error]) (*Document, error) {
+	d := newDocument(m, s)
+	tallies := map[string]*Tally{}
+	byServer := map[string][]*Tally{}
+	var order []*Tally
+	for _, it := range m.Items {
+		t := NewTally(SubjectOf(m, s, it))
+		tallies[it.ID] = t
+		byServer[it.Server] = append(byServer[it.Server], t)
+		order = append(order, t)
+	}
+	lost, bad, truncated := 0, 0, false
+	var firstBad error
+	j := record.Joiner{
+		Grace: true,
+		Observe: func(o record.Observation) {
+			if t := tallies[o.Shot.Cell]; t != nil {
+				t.Observe(o)
+			}
+		},
+		Close: func(e record.Event) {
+			if t := tallies[e.Cell]; t != nil {
+				t.Close(e)
+			}
+		},
+		Orphan: func(e record.Event) {
+			if t := tallies[e.Cell]; t != nil && e.Kind == record.EventLate {
+				t.Orphan(e)
+			}
+		},
+	}
+	for l, err := range lines {
+		if badLine, ok := asBadLine(err); ok {
+			if badLine.Err == record.ErrTruncated {
+				truncated = true
+				continue
+			}
+			bad++
+			if firstBad == nil {
+				firstBad = err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if l.Direct != nil && l.Direct.Err == "" {
+			for _, t := range byServer[l.Direct.Server] {
+				t.Direct(l.Direct.After)
+			}
+		}
+		if l.Event != nil && l.Event.Kind == record.EventLost {
+			lost += l.Event.Nth
+		}
+		j.Add(l)
+	}
+	j.Flush()
+	for _, t := range order {
+		v := t.Verdict()
+		if t.s.Item.Role == RoleCell {
+			d.Cells = append(d.Cells, v)
+		} else {
+			d.Controls = append(d.Controls, v)
+		}
+	}
+	if bad > 0 {
+		d.Run.Warnings = append(d.Run.Warnings, fmt.Sprintf("%d lines of the record could not be read; the first: %v", bad, firstBad))
+	}
+	if truncated {
+		d.Run.Warnings = append(d.Run.Warnings, "the record ends in the middle of a line")
+	}
+	if lost > 0 {
+		d.Run.Warnings = append(d.Run.Warnings, fmt.Sprintf("%d events of the origin's journal were lost; failures may lack their witness", lost))
+	}
+	applyControls(d)
+	return d, nil
+}
+
+func asBadLine(err error) (*record.BadLine, bool) {
+	b, ok := err.(*record.BadLine)
+	return b, ok
+}
+
+// SubjectOf is what the manifest says of an item.
+func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
+	sub := Subject{Item: it, Shots: s.Probe.Shots, Fault: m.Faults["origin"]}
+	if f := m.Faults[it.Cell.Proxy]; f != "" {
+		sub.Fault = f
+	}
+	for _, p := range m.Proxies {
+		if p.Name == it.Cell.Proxy {
+			sub.Version, sub.Runtime = p.Version, p.Runtime
+		}
+	}
+	sub.Reproduce = strings.Join(append([]string{"idlerace"}, m.Command...), " ") + " --seed " + strconv.FormatUint(m.Seed, 10)
+	if it.Role == plan.RoleCell {
+		sub.Reproduce += " --cell " + it.ID
+	} else {
+		sub.Reproduce += " --proxy " + it.Cell.Proxy
+	}
+	return sub
+}
+
+func newDocument(m record.Manifest, s *spec.Scenario) *Document {
+	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}}
+	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
+		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Warnings: append([]string{}, m.Warnings...)}
+	switch m.Ended {
+	case record.EndDone, record.EndBudget:
+	case "":
+		d.Run.Partial = "the run was killed before its end; what follows is judged from what it had written"
+	default:
+		d.Run.Partial = "the run ended early: " + m.Ended
+	}
+	for _, u := range m.Unavailable {
+		d.Unavailable = append(d.Unavailable, Unavailable{u.Proxy, u.Reason, u.Get})
+	}
+	return d
+}
+
+// applyControls withdraws what a proxy's controls do not support: without a
+// racing positive control silence proves nothing, and with a failing negative
+// control the stack fails for reasons of its own.
+func applyControls(d *Document) {
+	for _, ctl := range d.Controls {
+		for i := range d.Cells {
+			v := &d.Cells[i]
+			if v.Proxy != ctl.Proxy || v.State == spec.Unsupported {
+				continue
+			}
+			switch {
+			case ctl.Role == RoleMustRace && ctl.State != spec.Races && v.State == spec.Safe:
+				v.State = spec.Inconclusive
+				v.Why = fmt.Sprintf("the positive control, which must race, did not (%s: %s), so that no failure here proves nothing; seen: %s", ctl.State, ctl.Why, v.Why)
+			case ctl.Role == RoleMustNotRace && ctl.Failures > 0:
+				v.State = spec.Broken
+				v.Why = fmt.Sprintf("the negative control, without keep-alive to the upstream, failed as well (%s); seen: %s", ctl.Why, v.Why)
+			}
+		}
+	}
+}

@@ -1,0 +1,182 @@
+package load
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"idlerace/harness/record"
+)
+
+// Widths of the aim. The window of a proxy on the same machine is under 1 ms
+// wide; the timers on both sides are up to 1 to 2 ms late.
+const (
+	narrowPad  = 700 * time.Microsecond // beyond the 5th and 95th percentile of the closes seen
+	hitPad     = 300 * time.Microsecond // around an age that met a stale connection
+	wideHalf   = 8 * time.Millisecond   // for an edge that is not where it is thought
+	laneJitter = 300 * time.Microsecond // of a lane around its burst's aim
+	behindStep = 500 * time.Microsecond // back to the edge after a burst behind it
+	recent     = 512                    // samples kept of each kind
+)
+
+// Aim decides at which ages a cell is shot at. It learns the real close times
+// of both sides, how far the client's ages are from the upstream's, and which
+// ages have hit. Its draws come from the stream it is given, one by one.
+type Aim struct {
+	mu  sync.Mutex
+	rng *rand.Rand
+
+	upstream []time.Duration // idle time at which the upstream closed one of the cell's connections
+	direct   []time.Duration // the same, measured without a proxy
+	proxy    []time.Duration // idle time at which the proxy closed
+	hits     []time.Duration // client ages that met a stale connection
+	offset   time.Duration   // upstream's age minus client's age of the same shot
+
+	seen   int             // shots of the burst under way
+	reused []time.Duration // offsets of those that met a living connection
+}
+
+// NewAim draws from rng.
+func NewAim(rng *rand.Rand) *Aim { return &Aim{rng: rng} }
+
+func keep(s *[]time.Duration, d time.Duration) {
+	if *s = append(*s, d); len(*s) > recent {
+		*s = (*s)[len(*s)-recent:]
+	}
+}
+
+// Direct takes an idle close of the upstream measured without the proxy.
+func (a *Aim) Direct(after time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	keep(&a.direct, after)
+}
+
+// Close takes the end of one of the cell's upstream connections.
+func (a *Aim) Close(e record.Event) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case e.IdleClosed():
+		keep(&a.upstream, e.Idle)
+	case e.By == record.ByPeer && e.Idle > 0:
+		keep(&a.proxy, e.Idle)
+	}
+}
+
+// Observe takes one request of the burst under way.
+func (a *Aim) Observe(o record.Observation) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(o.Late) > 0 {
+		keep(&a.hits, o.Shot.Age)
+	}
+	if o.Shot.Age == 0 || o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetProxy {
+		return
+	}
+	a.seen++
+	for _, e := range o.Requests {
+		// A connection given back within the same burst says nothing.
+		if e.Nth > 1 && e.Idle > o.Shot.Age/2 {
+			a.reused = append(a.reused, e.Idle-o.Shot.Age)
+		}
+	}
+}
+
+// EndBurst learns from the burst whose requests have been observed. When all
+// of it met living connections, their ages tell how far the client's are from
+// the upstream's. When none did, the aim is behind the edge and moves forward.
+// In between is where the edge is.
+func (a *Aim) EndBurst(phase record.Phase) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch reused, seen := len(a.reused), a.seen; {
+	case seen == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
+	case reused*10 >= seen*9:
+		a.offset = quantile(a.reused, 0.5)
+	case reused*10 <= seen && phase == record.PhaseAimed:
+		a.offset += behindStep
+	}
+	a.seen, a.reused = 0, a.reused[:0]
+}
+
+// UpstreamKnown and ProxyKnown report whether that side's close was measured.
+func (a *Aim) UpstreamKnown() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.upstream)+len(a.direct) > 0
+}
+
+// ProxyKnown: see UpstreamKnown.
+func (a *Aim) ProxyKnown() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.proxy) > 0
+}
+
+// Edge is the client age at which the given side closes, as far as known; 0
+// when it is not.
+func (a *Aim) Edge(target string) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, mid, _ := a.spread(target)
+	return mid
+}
+
+// spread gives the 5th percentile, median and 95th percentile of a side's
+// closes as client ages.
+func (a *Aim) spread(target string) (lo, mid, hi time.Duration) {
+	s := a.upstream
+	if len(s) == 0 {
+		s = a.direct
+	}
+	if target == record.TargetProxy {
+		s = a.proxy
+	}
+	off := a.offset
+	if len(s) == 0 {
+		return 0, 0, 0
+	}
+	return quantile(s, 0.05) - off, quantile(s, 0.5) - off, quantile(s, 0.95) - off
+}
+
+// Gaps draws the planned ages of one burst of n shots at a side's close, and
+// says where that close is expected. It needs a measured close of that side.
+//
+// Note: one burst has one aim, and its lanes only a little jitter. Pools hand
+// out the connection that was used last, so shots far apart would all get the
+// one that the shot before has just given back.
+func (a *Aim) Gaps(n int, target string) (gaps []time.Duration, edge time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lo, edge, hi := a.spread(target)
+	from, to := max(lo-narrowPad, edge-wideHalf), min(hi+narrowPad, edge+wideHalf)
+	which, where, pick := a.rng.Float64(), a.rng.Float64(), a.rng.Float64()
+	switch {
+	case which < 0.1:
+		from, to = edge-wideHalf, edge+wideHalf
+	case which < 0.7 && len(a.hits) > 0 && target == record.TargetUpstream:
+		h := a.hits[int(pick*float64(len(a.hits)))]
+		if (h - edge).Abs() <= wideHalf {
+			from, to = h-hitPad, h+hitPad
+		}
+	}
+	centre := from + time.Duration(where*float64(to-from))
+	gaps = make([]time.Duration, n)
+	for i := range gaps {
+		jitter := time.Duration((2*a.rng.Float64() - 1) * float64(laneJitter))
+		gaps[i] = max(centre+jitter, time.Millisecond)
+	}
+	return gaps, edge
+}
+
+// quantile is the empirical q-quantile; 0 of nothing.
+func quantile(s []time.Duration, q float64) time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Clone(s)
+	slices.Sort(sorted)
+	return sorted[int(q*float64(len(sorted)-1))]
+}

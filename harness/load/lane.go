@@ -1,0 +1,157 @@
+package load
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+	"time"
+
+	"idlerace/harness/record"
+)
+
+// shotTimeout bounds one request: dial, send, answer.
+const shotTimeout = 15 * time.Second
+
+// lane is one client connection to the proxy. It owns the connection, so that
+// nothing is ever sent again behind its back (net/http's Transport replays an
+// idempotent request on a dead reused connection; ClientConn does not), and it
+// knows when its last response ended.
+type lane struct {
+	n       int
+	addr    string // of the proxy
+	dialer  *http.Transport
+	conn    *http.ClientConn
+	lastEnd time.Time // zero: no response yet
+}
+
+// plannedShot is what a lane is to do in a burst.
+type plannedShot struct {
+	phase  record.Phase
+	target string
+	gap    time.Duration // after lastEnd; 0: at once
+	edge   time.Duration
+	burst  int
+}
+
+func newLane(n int, addr string) *lane {
+	return &lane{n: n, addr: addr, dialer: &http.Transport{
+		DisableCompression: true,
+		DialContext:        (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+	}}
+}
+
+// shoot waits for the planned moment, sends req and reads the whole response.
+// The shot it returns lacks only the request id.
+func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Request) (record.Shot, *http.Response, error) {
+	s := record.Shot{Lane: l.n, Burst: p.burst, Phase: p.phase, Target: p.target, Edge: p.edge}
+	ctx, cancel := context.WithTimeout(ctx, p.gap+shotTimeout)
+	defer cancel()
+	if l.conn != nil && l.conn.Err() != nil {
+		l.drop()
+	}
+	if l.conn == nil {
+		conn, err := l.dialer.NewClientConn(ctx, "http", l.addr)
+		if err != nil {
+			s.Sent = time.Now().UnixNano()
+			s.Outcome, s.Err = outcome(err), err.Error()
+			if s.Outcome != record.OutcomeRefused && s.Outcome != record.OutcomeTimeout {
+				s.Outcome = record.OutcomeClient
+			}
+			return s, nil, err
+		}
+		l.conn, s.Fresh = conn, true
+	}
+	if !l.lastEnd.IsZero() && p.gap > 0 {
+		s.Planned = p.gap
+		if err := a.Wait(ctx, l.lastEnd.Add(p.gap)); err != nil {
+			s.Sent = time.Now().UnixNano()
+			s.Outcome, s.Err = record.OutcomeClient, err.Error()
+			return s, nil, err
+		}
+	}
+	sent := time.Now()
+	if !l.lastEnd.IsZero() {
+		s.Age = sent.Sub(l.lastEnd)
+	}
+	s.Sent = sent.UnixNano()
+	resp, err := l.conn.RoundTrip(req.WithContext(ctx))
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+		s.Status = resp.StatusCode
+	}
+	end := time.Now()
+	s.Latency = end.Sub(sent)
+	l.lastEnd = end
+	switch {
+	case err == nil:
+		s.Outcome = record.OutcomeResponse
+	case s.Status != 0:
+		s.Outcome, s.Err = record.OutcomePartial, err.Error()
+	default:
+		s.Outcome, s.Err = outcome(err), err.Error()
+	}
+	if err != nil {
+		l.drop()
+	}
+	return s, resp, err
+}
+
+func (l *lane) drop() {
+	if l.conn != nil {
+		l.conn.Close()
+		l.conn = nil
+	}
+}
+
+// outcome classifies the error of a request that got no response.
+func outcome(err error) record.Outcome {
+	var netErr net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return record.OutcomeRefused
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return record.OutcomeReset
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netErr) && netErr.Timeout():
+		return record.OutcomeTimeout
+	case errors.Is(err, context.Canceled):
+		return record.OutcomeClient
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), closedIdle(err):
+		return record.OutcomeClosed
+	}
+	return record.OutcomeClient
+}
+
+// closedIdle recognises net/http's unexported errServerClosedIdle.
+func closedIdle(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if err.Error() == "http: server closed idle connection" {
+			return true
+		}
+	}
+	return false
+}
+
+// holdHeader asks the origin to answer a burst's requests together, see
+// origin.HoldHeader.
+const (
+	holdHeader = "X-Idlerace-Hold"
+	hold       = "12ms"
+)
+
+// prepared gives a copy of req whose path carries the request id as well, for
+// proxies whose error log names a request by nothing else.
+func prepared(req *http.Request, cell string, seq uint64) *http.Request {
+	out := req.Clone(req.Context())
+	out.Header.Set(holdHeader, hold)
+	out.URL = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: "/" + cell + "/" + strconv.FormatUint(seq, 10)}
+	return out
+}

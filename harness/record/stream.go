@@ -1,0 +1,127 @@
+package record
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"sync"
+)
+
+// MaxLine is the longest line a reader takes, in bytes.
+const MaxLine = 64 << 10
+
+// Writer writes lines as they come. It may be used by several goroutines. The
+// first write error sticks: later lines are dropped and Err tells it.
+type Writer struct {
+	mu  sync.Mutex
+	w   *bufio.Writer
+	enc *json.Encoder
+	err error
+}
+
+// NewWriter writes to w; call Flush to make sure that lines have reached it.
+func NewWriter(w io.Writer) *Writer {
+	bw := bufio.NewWriterSize(w, 64<<10)
+	return &Writer{w: bw, enc: json.NewEncoder(bw)}
+}
+
+// Write appends one line.
+func (w *Writer) Write(l Line) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = w.enc.Encode(l)
+	}
+}
+
+// Flush hands everything on and returns the first error of the Writer's life.
+func (w *Writer) Flush() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = w.w.Flush()
+	}
+	return w.err
+}
+
+// Err is the first error of the Writer's life.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+// BadLine is a line that could not be read. The stream goes on after it.
+type BadLine struct {
+	Line int // 1-based
+	Err  error
+}
+
+func (b *BadLine) Error() string { return fmt.Sprintf("line %d: %v", b.Line, b.Err) }
+func (b *BadLine) Unwrap() error { return b.Err }
+
+// ErrTruncated is the error of a last line without its newline: the run was
+// killed while it wrote.
+var ErrTruncated = errors.New("truncated")
+
+// Read yields the lines of r. A line that is no record comes as a *BadLine and
+// the stream goes on; an error of r itself ends it.
+func Read(r io.Reader) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		br := bufio.NewReaderSize(r, MaxLine)
+		for n := 1; ; n++ {
+			raw, err := br.ReadSlice('\n')
+			switch {
+			case errors.Is(err, bufio.ErrBufferFull):
+				for errors.Is(err, bufio.ErrBufferFull) {
+					_, err = br.ReadSlice('\n')
+				}
+				if !yield(Line{}, &BadLine{n, fmt.Errorf("longer than %d bytes", MaxLine)}) {
+					return
+				}
+				if err == nil {
+					continue
+				}
+			case errors.Is(err, io.EOF) && len(raw) > 0:
+				if !yield(Line{}, &BadLine{n, ErrTruncated}) {
+					return
+				}
+			}
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				yield(Line{}, err)
+				return
+			}
+			l, err := decode(raw)
+			if err != nil {
+				err = &BadLine{n, err}
+			}
+			if !yield(l, err) {
+				return
+			}
+		}
+	}
+}
+
+func decode(raw []byte) (Line, error) {
+	var l Line
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if err := dec.Decode(&l); err != nil {
+		return Line{}, err
+	}
+	// T names the one field that is set; a line that lies about it is none.
+	set := map[string]bool{KindShot: l.Shot != nil, KindEvent: l.Event != nil, KindLog: l.Log != nil,
+		KindDirect: l.Direct != nil, KindSettled: l.Settled != nil, KindEnd: l.End != nil}
+	for kind, is := range set {
+		if is != (kind == l.T) {
+			return Line{}, fmt.Errorf("%q is not what the line holds", l.T)
+		}
+	}
+	return l, nil
+}

@@ -1,0 +1,192 @@
+// Package results knows the layout of a run's folder. It must not import
+// stack, load or proxy.
+package results
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"idlerace/harness/judge"
+	"idlerace/harness/record"
+	"idlerace/harness/spec"
+)
+
+// Names inside a run's folder.
+const (
+	ScenarioFile     = "scenario.yaml"
+	ManifestFile     = "manifest.json"
+	ObservationsFile = "observations.jsonl"
+	VerdictsFile     = "verdicts.json"
+	ReportFile       = "report.md"
+	MetricsFile      = "metrics.prom"
+	CellsDir         = "cells"
+	StackDir         = "stack"
+
+	// Latest is the link, beside the scenarios' folders, to the newest run.
+	Latest = "latest"
+)
+
+// Folder is a run's folder. Everything is written below it and nowhere else.
+type Folder struct {
+	Path string
+	root *os.Root
+}
+
+// Create makes base/<scenario>/<UTC time>-<seed> and points base/latest to it.
+// A second run of the same second gets a suffix.
+func Create(base, scenario string, started time.Time, seed uint64) (*Folder, error) {
+	name := started.UTC().Format("20060102T150405Z") + "-" + strconv.FormatUint(seed, 10)
+	parent := filepath.Join(base, scenario)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, fmt.Errorf("results: %w", err)
+	}
+	unique := name
+	for i := 2; ; i++ {
+		err := os.Mkdir(filepath.Join(parent, unique), 0o755)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("results: %w", err)
+		}
+		unique = name + "." + strconv.Itoa(i)
+	}
+	f, err := open(filepath.Join(parent, unique))
+	if err != nil {
+		return nil, err
+	}
+	return f, f.link(base, filepath.Join(scenario, unique))
+}
+
+// link points base/latest at target, in one step.
+func (f *Folder) link(base, target string) error {
+	tmp := filepath.Join(base, "."+Latest+"-"+strconv.Itoa(os.Getpid()))
+	os.Remove(tmp)
+	if err := os.Symlink(target, tmp); err != nil {
+		return fmt.Errorf("results: %w", err)
+	}
+	if err := os.Rename(tmp, filepath.Join(base, Latest)); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("results: %w", err)
+	}
+	return nil
+}
+
+// Open opens the folder of a run.
+func Open(path string) (*Folder, error) {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%s: there is no such run (a run's folder is results/<scenario>/<time>-<seed>; results/latest is the newest)", path)
+	case err != nil:
+		return nil, err
+	case !st.IsDir():
+		return nil, fmt.Errorf("%s: is a file (a run's folder is needed, which holds a %s)", path, ManifestFile)
+	}
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.root.Stat(ManifestFile); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: holds no %s, so it is no run's folder", path, ManifestFile)
+	}
+	return f, nil
+}
+
+func open(path string) (*Folder, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("results: %w", err)
+	}
+	return &Folder{Path: path, root: root}, nil
+}
+
+// Close frees the folder's handle.
+func (f *Folder) Close() error { return f.root.Close() }
+
+// CreateFile makes a file for writing, with the folders above it.
+func (f *Folder) CreateFile(name string) (*os.File, error) {
+	if err := f.root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	return f.root.Create(name)
+}
+
+// WriteFile replaces a file in one step: a reader sees the old or the new.
+func (f *Folder) WriteFile(name string, data []byte) error {
+	if err := f.root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	tmp := name + ".part"
+	if err := f.root.WriteFile(tmp, data, 0o644); err != nil {
+		return err
+	}
+	return f.root.Rename(tmp, name)
+}
+
+// WriteJSON writes v indented.
+func (f *Folder) WriteJSON(name string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return f.WriteFile(name, append(b, '\n'))
+}
+
+// Manifest reads manifest.json.
+func (f *Folder) Manifest() (record.Manifest, error) {
+	var m record.Manifest
+	b, err := f.root.ReadFile(ManifestFile)
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("%s: %w", filepath.Join(f.Path, ManifestFile), err)
+	}
+	if m.Schema != record.ManifestSchema {
+		return m, fmt.Errorf("%s: schema is %q, this program reads %q", filepath.Join(f.Path, ManifestFile), m.Schema, record.ManifestSchema)
+	}
+	return m, nil
+}
+
+// Scenario reads the run's copy of its scenario.
+func (f *Folder) Scenario() (*spec.Scenario, error) {
+	b, err := f.root.ReadFile(ScenarioFile)
+	if err != nil {
+		return nil, err
+	}
+	return spec.Read(filepath.Join(f.Path, ScenarioFile), b, nil)
+}
+
+// Observations opens the run's record.
+func (f *Folder) Observations() (io.ReadCloser, error) { return f.root.Open(ObservationsFile) }
+
+// Judge judges the stored run again, from its record.
+func (f *Folder) Judge() (*judge.Document, *spec.Scenario, error) {
+	m, err := f.Manifest()
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := f.Scenario()
+	if err != nil {
+		return nil, nil, err
+	}
+	obs, err := f.Observations()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer obs.Close()
+	d, err := judge.Judge(m, s, record.Read(obs))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", filepath.Join(f.Path, ObservationsFile), err)
+	}
+	return d, s, nil
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"idlerace/harness/gate"
+	"idlerace/harness/judge"
+	"idlerace/harness/metrics"
+	"idlerace/harness/plan"
+	"idlerace/harness/proxy"
+	"idlerace/harness/report"
+	"idlerace/harness/results"
+	"idlerace/harness/run"
+	"idlerace/harness/spec"
+)
+
+type runFlags struct {
+	runtime, out, cell, proxy, metrics string
+	seed                               uint64
+	quiet                              bool
+}
+
+func runCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run FILE",
+		Short: "Run a scenario and print its matrix",
+		Long: `Run a scenario: start the proxies and the upstream, measure when both sides
+really close, aim requests at that moment until every cell is decided or the
+budget is spent, judge, and print the matrix. Everything is kept in
+OUT/<scenario>/<UTC time>-<seed>/; OUT/latest is the newest run.
+
+Runtimes: "auto" takes what this machine offers for each proxy; "local" means
+executables from PATH; "embedded" uses nothing but this program. A proxy that
+cannot run is listed with the command that gets it, and the run goes on.
+` + run.RequireVar + `=nginx,... turns that into an error.
+
+The first interrupt finishes the bursts under way, writes what there is and
+ends; the second ends at once. Nothing is left running either way.
+
+Exit codes: 0 all cells decided and the scenario's policy kept; 1 the policy is
+violated; 2 bad scenario or usage; 3 a cell stayed inconclusive, a control
+failed or the run was interrupted; 4 environment.`,
+		Example: `  idlerace run scenarios/quickstart.yaml
+  idlerace run scenarios/nginx-matrix.yaml --runtime local --seed 7
+  idlerace run scenarios/quickstart.yaml --cell nginx_go_p2s_u1s_POST_default_fin_rtt0s`,
+		Args: oneArg("FILE", "a scenario file, such as scenarios/quickstart.yaml"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runScenario(cmd, args[0], f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.runtime, "runtime", run.RuntimeAuto, "where proxies come from: "+strings.Join(run.Runtimes(), ", "))
+	fl.StringVar(&f.out, "out", "results", "`DIR` of all results")
+	fl.Uint64Var(&f.seed, "seed", 0, "`N` instead of the scenario's probe.seed")
+	fl.StringVar(&f.cell, "cell", "", "run this cell only (`ID` as in a report), with its proxy's controls")
+	fl.StringVar(&f.proxy, "proxy", "", "run this proxy's cells only (`NAME`)")
+	fl.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on `ADDR` (host:port) while the run lasts")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "no progress on stderr")
+	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(run.Runtimes(), cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("proxy", cobra.FixedCompletions(proxy.Names(), cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func runScenario(cmd *cobra.Command, file string, f runFlags) error {
+	stdout, stderr := cmd.OutOrStdout(), cmd.ErrOrStderr()
+	s, err := spec.ReadFile(file, proxy.Names())
+	if err != nil {
+		return err
+	}
+	only, err := f.only(s)
+	if err != nil {
+		return err
+	}
+	if !cmd.Flags().Changed("seed") {
+		f.seed = s.Probe.Seed
+	}
+	me, err := self()
+	if err != nil {
+		return err
+	}
+	m := metrics.New()
+	if f.metrics != "" {
+		addr, stop, err := m.Serve(f.metrics)
+		if err != nil {
+			return &exitError{exitEnvironment, fmt.Errorf("--metrics: %w", err)}
+		}
+		defer stop()
+		fmt.Fprintf(stderr, "metrics: http://%s/metrics\n", addr)
+	}
+	hard, soft, stop := interrupts(cmd.Context(), stderr)
+	defer stop()
+	prog := newProgress(stderr, f.quiet)
+	folder, runErr := run.Run(hard, soft, s, run.Options{
+		Runtime: f.runtime, Out: f.out, Self: me, Version: version, Seed: f.seed, Command: f.command(file), Only: only,
+		Require: run.Required(), Metrics: m, Progress: prog.show, Say: prog.say,
+	})
+	prog.finish()
+	if folder == nil {
+		return runErr
+	}
+	defer folder.Close()
+	d, err := publish(folder, m)
+	if err != nil {
+		return errors.Join(runErr, environmentExit(err))
+	}
+	matrix, err := report.ByName("terminal")
+	if err != nil {
+		return err
+	}
+	if err := matrix.Write(stdout, d, terminalOptions(stdout)); err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "\n%s holds the record, report.md and verdicts.json.\n", relative(folder.Path))
+	if runErr != nil {
+		return runErr
+	}
+	return verdictExit(d)
+}
+
+// only is the filter that --cell and --proxy ask for.
+func (f runFlags) only(s *spec.Scenario) (func(plan.Item) bool, error) {
+	if !slices.Contains(run.Runtimes(), f.runtime) {
+		return nil, fmt.Errorf("--runtime: %q is none of %s", f.runtime, strings.Join(run.Runtimes(), ", "))
+	}
+	known := false
+	for _, c := range s.Cells() {
+		known = known || (f.cell == "" || c.ID() == f.cell) && (f.proxy == "" || c.Proxy == f.proxy)
+	}
+	if !known {
+		return nil, fmt.Errorf("the scenario has no cell for --cell %q --proxy %q; `idlerace list %s` names them", f.cell, f.proxy, s.File)
+	}
+	return func(it plan.Item) bool {
+		return (f.cell == "" || it.ID == f.cell) && (f.proxy == "" || it.Cell.Proxy == f.proxy)
+	}, nil
+}
+
+// command repeats the run, but for --cell, --proxy and --seed.
+func (f runFlags) command(file string) []string {
+	out := []string{"run", file}
+	if f.runtime != run.RuntimeAuto {
+		out = append(out, "--runtime", f.runtime)
+	}
+	return out
+}
+
+// publish judges a run from its record and writes verdicts, report and metrics
+// beside it.
+func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
+	d, _, err := judged(folder)
+	if err != nil {
+		return nil, err
+	}
+	if err := folder.WriteJSON(results.VerdictsFile, d); err != nil {
+		return nil, err
+	}
+	var md strings.Builder
+	f, err := report.ByName("markdown")
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Write(&md, d, report.Options{}); err != nil {
+		return nil, err
+	}
+	if err := folder.WriteFile(results.ReportFile, []byte(md.String())); err != nil {
+		return nil, err
+	}
+	text, err := m.Text()
+	if err != nil {
+		return nil, err
+	}
+	return d, folder.WriteFile(results.MetricsFile, text)
+}
+
+// judged judges a stored run and applies its scenario's policy.
+func judged(folder *results.Folder) (*judge.Document, *spec.Scenario, error) {
+	d, s, err := folder.Judge()
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := gate.Policy(s.Policy, d)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v != nil {
+		d.Violations = v
+	}
+	return d, s, nil
+}
+
+// verdictExit is the exit of a run: its policy, then its cells and controls.
+func verdictExit(d *judge.Document) error {
+	if code := gate.Exit(nil, d.Violations, d); code != exitOK {
+		return &exitError{code: code}
+	}
+	undecided := func(v judge.Verdict) bool { return v.State == spec.Inconclusive || v.State == spec.Broken }
+	if d.Run.Partial != "" || slices.ContainsFunc(d.Cells, undecided) {
+		return &exitError{code: exitInconclusive}
+	}
+	return nil
+}
+
+// interrupts gives the two stages of an interrupted run: soft is closed by the
+// first signal, hard is done with the second.
+func interrupts(ctx context.Context, stderr io.Writer) (hard context.Context, soft <-chan struct{}, stop func()) {
+	hard, cancel := context.WithCancel(ctx)
+	first := make(chan struct{})
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+		case <-hard.Done():
+			return
+		}
+		fmt.Fprintln(stderr, "\ninterrupted: finishing the bursts under way; interrupt again to end at once")
+		close(first)
+		select {
+		case <-signals:
+			cancel()
+		case <-hard.Done():
+		}
+	}()
+	return hard, first, func() { signal.Stop(signals); cancel() }
+}
+
+// relative shortens a path below the working directory.
+func relative(path string) string {
+	wd, err := os.Getwd()
+	if err != nil {
+		return path
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	if rel, err := filepath.Rel(wd, abs); err == nil && !strings.HasPrefix(rel, "..") {
+		return rel
+	}
+	return path
+}

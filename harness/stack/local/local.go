@@ -1,0 +1,255 @@
+// Package local runs services as child processes of this one. It must not
+// import proxy, load, judge or report.
+package local
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"idlerace/harness/stack"
+)
+
+// Defaults of a Runtime.
+const (
+	readyTimeout = 20 * time.Second
+	readyPoll    = 5 * time.Millisecond
+	tailLines    = 10
+)
+
+// Runtime starts child processes: each in a process group of its own, with a
+// parent-death signal where the system has one, so that not even a killed
+// harness leaves one behind. It owns an OS thread; Close frees it.
+type Runtime struct {
+	self  string
+	forks chan func()
+	close sync.Once
+}
+
+// New returns a runtime whose embedded services execute self, this program's
+// own path.
+func New(self string) *Runtime {
+	r := &Runtime{self: self, forks: make(chan func())}
+	go func() {
+		// Linux sends the parent-death signal when the THREAD that forked ends,
+		// so all forks come from one thread that lives as long as the runtime.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		for f := range r.forks {
+			f()
+		}
+	}()
+	return r
+}
+
+// Name is "local".
+func (r *Runtime) Name() string { return "local" }
+
+// Close ends the runtime; call it after the last Stop. Children that still run
+// are ended by their parent-death signal at the latest when this process ends.
+func (r *Runtime) Close() { r.close.Do(func() { close(r.forks) }) }
+
+// Start implements stack.Runtime. Files are written below dir, as are
+// stdout.log and stderr.log.
+func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack.Instance, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	if err := writeFiles(dir, s.Files); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	binary := s.Binary
+	if binary == "" {
+		binary = r.self
+	}
+	binary, err = exec.LookPath(binary)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	args := make([]string, len(s.Args))
+	for i, a := range s.Args {
+		args[i] = strings.ReplaceAll(a, "{dir}", dir)
+	}
+	p := &process{service: s, stdout: filepath.Join(dir, "stdout.log"), stderr: filepath.Join(dir, "stderr.log"), done: make(chan struct{})}
+	p.cmd = exec.Command(binary, args...)
+	p.cmd.Dir = dir
+	p.cmd.SysProcAttr = childAttr()
+	// Files, not pipes: a child must never wait for this process to read.
+	out, err := createLog(p.stdout)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	defer out.Close()
+	errOut, err := createLog(p.stderr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	defer errOut.Close()
+	p.cmd.Stdout, p.cmd.Stderr = out, errOut
+
+	started := make(chan error)
+	r.forks <- func() { started <- p.cmd.Start() }
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	go p.wait()
+	if err := p.ready(ctx); err != nil {
+		stopNow, cancel := context.WithCancel(context.Background())
+		cancel()
+		return nil, errors.Join(err, p.Stop(stopNow))
+	}
+	return p, nil
+}
+
+// createLog opens for appending: a service may open the same file itself.
+func createLog(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o644)
+}
+
+func writeFiles(dir string, files map[string]string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for name, content := range files {
+		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := root.WriteFile(name, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type process struct {
+	service        stack.Service
+	cmd            *exec.Cmd
+	stdout, stderr string
+	done           chan struct{}
+
+	mu       sync.Mutex
+	err      error // set before done is closed
+	stopping bool
+}
+
+func (p *process) Service() stack.Service { return p.service }
+func (p *process) Stdout() string         { return p.stdout }
+func (p *process) Stderr() string         { return p.stderr }
+func (p *process) Done() <-chan struct{}  { return p.done }
+
+func (p *process) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+func (p *process) wait() {
+	err := p.cmd.Wait()
+	reason := "exit status 0"
+	if err != nil {
+		reason = err.Error()
+	}
+	// What it started shares its process group; nothing of it may stay.
+	killGroup(p.cmd.Process.Pid)
+	p.mu.Lock()
+	p.err = &stack.ExitError{Service: p.service.Name, Reason: reason, Tail: p.tail()}
+	p.mu.Unlock()
+	close(p.done)
+}
+
+// ready waits until every Ready address accepts a connection.
+func (p *process) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	var d net.Dialer
+	for _, addr := range p.service.Ready {
+		for {
+			conn, err := d.DialContext(ctx, "tcp", addr)
+			if err == nil {
+				conn.Close()
+				break
+			}
+			select {
+			case <-p.done:
+				return p.Err()
+			case <-ctx.Done():
+				return &stack.ExitError{Service: p.service.Name, Reason: fmt.Sprintf("not ready after %s: %v", readyTimeout, err), Tail: p.tail()}
+			case <-time.After(readyPoll):
+			}
+		}
+	}
+	// A port that answers may be another process's; ours must still be there.
+	select {
+	case <-p.done:
+		return p.Err()
+	default:
+		return nil
+	}
+}
+
+func (p *process) Stop(ctx context.Context) error {
+	p.mu.Lock()
+	first := !p.stopping
+	p.stopping = true
+	p.mu.Unlock()
+	if first {
+		select {
+		case <-p.done:
+			return nil
+		default:
+		}
+		terminate(p.cmd.Process.Pid)
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		killGroup(p.cmd.Process.Pid)
+		<-p.done
+	}
+	return nil
+}
+
+// tail gives the last lines of stderr, or of stdout when stderr is empty.
+func (p *process) tail() []string {
+	for _, path := range []string{p.stderr, p.stdout} {
+		if lines := lastLines(path, tailLines); len(lines) > 0 {
+			return lines
+		}
+	}
+	return nil
+}
+
+func lastLines(path string, n int) []string {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	const window = 16 << 10
+	if st, err := f.Stat(); err == nil && st.Size() > window {
+		f.Seek(-window, 2)
+	}
+	var lines []string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		lines = append(lines, strings.ToValidUTF8(sc.Text(), "?"))
+		if len(lines) > n {
+			lines = lines[1:]
+		}
+	}
+	return lines
+}

@@ -1,0 +1,75 @@
+// Package stack describes the processes of a run as plain data. Adapters make
+// Services, runtimes start them. It imports nothing of this module.
+package stack
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// Service is one process (or container) of a run.
+type Service struct {
+	Name  string            // path-safe, unique in a run
+	Files map[string]string // path relative to the service's folder -> content
+
+	// Binary is an executable's path or name on PATH; empty means this program
+	// itself. Args may contain {dir}, the service's folder as the process sees it.
+	Binary string
+	Args   []string
+
+	Ready []string // host:port addresses that accept connections when it is up
+}
+
+// Instance is a started Service.
+type Instance interface {
+	Service() Service
+	// Stdout and Stderr are paths of growing files that hold what it printed.
+	Stdout() string
+	Stderr() string
+	// Done is closed when it has ended; Err is nil before that, and then says
+	// how it ended, with its last log lines.
+	Done() <-chan struct{}
+	Err() error
+	// Stop ends it: politely first, by force when ctx is done. It returns when
+	// it and all that it started are gone. Stopping twice is harmless.
+	Stop(ctx context.Context) error
+}
+
+// Runtime starts services.
+type Runtime interface {
+	Name() string
+	// Start returns when every Ready address accepts a connection. On an error
+	// nothing is left running.
+	Start(ctx context.Context, s Service, dir string) (Instance, error)
+}
+
+// ExitError says that a service ended or never became ready.
+type ExitError struct {
+	Service string
+	Reason  string   // "exit status 1", "not ready after 10s: 127.0.0.1:8080 refuses connections"
+	Tail    []string // last lines it logged, at most ten
+}
+
+func (e *ExitError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", e.Service, e.Reason)
+	if len(e.Tail) > 0 {
+		b.WriteString("; its last log lines:")
+		for _, l := range e.Tail {
+			b.WriteString("\n    " + l)
+		}
+	}
+	return b.String()
+}
+
+// AddressInUse reports whether the service ended because another process had
+// taken one of its ports.
+func (e *ExitError) AddressInUse() bool {
+	for _, l := range e.Tail {
+		if strings.Contains(strings.ToLower(l), "address already in use") {
+			return true
+		}
+	}
+	return false
+}
