@@ -16,7 +16,7 @@ const (
 	hitPad     = 300 * time.Microsecond // around an age that met a stale connection
 	wideHalf   = 8 * time.Millisecond   // for an edge that is not where it is thought
 	laneJitter = 300 * time.Microsecond // of a lane around its burst's aim
-	behindStep = 500 * time.Microsecond // back to the edge after a burst behind it
+	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
 	recent     = 512                    // samples kept of each kind
 )
 
@@ -33,12 +33,13 @@ type Aim struct {
 	hits     []time.Duration // client ages that met a stale connection
 	offset   time.Duration   // upstream's age minus client's age of the same shot
 
-	seen   int             // shots of the burst under way
-	reused []time.Duration // offsets of those that met a living connection
+	behind time.Duration   // how far to move forward after the next burst behind the edge
+	dead   int             // shots of the burst under way that met no living connection
+	alive  []time.Duration // offsets of those that met one
 }
 
 // NewAim draws from rng.
-func NewAim(rng *rand.Rand) *Aim { return &Aim{rng: rng} }
+func NewAim(rng *rand.Rand) *Aim { return &Aim{rng: rng, behind: behindStep} }
 
 func keep(s *[]time.Duration, d time.Duration) {
 	if *s = append(*s, d); len(*s) > recent {
@@ -75,11 +76,16 @@ func (a *Aim) Observe(o record.Observation) {
 	if o.Shot.Age == 0 || o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetProxy {
 		return
 	}
-	a.seen++
+	if len(o.Late) > 0 {
+		a.dead++
+		return
+	}
 	for _, e := range o.Requests {
-		// A connection given back within the same burst says nothing.
-		if e.Nth > 1 && e.Idle > o.Shot.Age/2 {
-			a.reused = append(a.reused, e.Idle-o.Shot.Age)
+		switch {
+		case e.Nth == 1:
+			a.dead++
+		case e.Idle > o.Shot.Age/2: // else given back within the same burst, which says nothing
+			a.alive = append(a.alive, e.Idle-o.Shot.Age)
 		}
 	}
 }
@@ -91,14 +97,17 @@ func (a *Aim) Observe(o record.Observation) {
 func (a *Aim) EndBurst(phase record.Phase) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch reused, seen := len(a.reused), a.seen; {
-	case seen == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
-	case reused*10 >= seen*9:
-		a.offset = quantile(a.reused, 0.5)
-	case reused*10 <= seen && phase == record.PhaseAimed:
-		a.offset += behindStep
+	switch alive, all := len(a.alive), len(a.alive)+a.dead; {
+	case all == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
+	case alive*10 >= all*9:
+		a.offset, a.behind = quantile(a.alive, 0.5), behindStep
+	case alive*10 <= all && phase == record.PhaseAimed:
+		a.offset += a.behind
+		a.behind = min(2*a.behind, wideHalf)
+	default:
+		a.behind = behindStep
 	}
-	a.seen, a.reused = 0, a.reused[:0]
+	a.dead, a.alive = 0, a.alive[:0]
 }
 
 // UpstreamKnown and ProxyKnown report whether that side's close was measured.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,7 +26,7 @@ type Burst struct {
 	Phase  record.Phase
 	Target string          // of an aimed burst: record.TargetUpstream or TargetProxy
 	Edge   time.Duration   // of an aimed burst: the age at which that edge is expected
-	Gaps   []time.Duration // per lane, from the end of its last response; nil: all at once
+	Gaps   []time.Duration // per lane, from BurstEnd of the burst before; nil: all at once
 	Start  time.Time       // not before this moment
 }
 
@@ -121,13 +122,15 @@ func (r *rig) Pace(_ time.Duration, hits uint64) (time.Duration, bool) {
 		r.fault = fmt.Errorf("load: %s: %d gaps for %d lanes", r.Cell, len(b.Gaps), len(r.lanes))
 		return 0, true
 	}
-	due := b.Start
-	for i, l := range r.lanes {
+	// All lanes count from one moment, the end of the burst before, and not each
+	// from its own: a burst that came apart comes together again.
+	due, end := b.Start, BurstEnd(last)
+	for i := range r.lanes {
 		p := plannedShot{phase: b.Phase, target: b.Target, edge: b.Edge, burst: r.burst}
 		if b.Gaps != nil {
-			p.gap = b.Gaps[i]
-			if at := l.lastEnd.Add(p.gap - lead); i == 0 || at.Before(due) {
-				due = at
+			p.at = end.Add(b.Gaps[i])
+			if early := p.at.Add(-lead); i == 0 || early.Before(due) {
+				due = early
 			}
 		}
 		r.planned[i] = p
@@ -140,6 +143,20 @@ func (r *rig) Pace(_ time.Duration, hits uint64) (time.Duration, bool) {
 	}
 	r.inFlight.Add(len(r.lanes))
 	return 0, false
+}
+
+// BurstEnd is the moment from which the gaps after a burst count: when the
+// median of its responses ended.
+func BurstEnd(shots []record.Shot) time.Time {
+	if len(shots) == 0 {
+		return time.Time{}
+	}
+	ends := make([]int64, len(shots))
+	for i, s := range shots {
+		ends[i] = s.Sent + int64(s.Latency)
+	}
+	slices.Sort(ends)
+	return time.Unix(0, ends[len(ends)/2])
 }
 
 // Rate implements vegeta.Pacer; a burst has none.

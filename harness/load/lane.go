@@ -34,7 +34,7 @@ type lane struct {
 type plannedShot struct {
 	phase  record.Phase
 	target string
-	gap    time.Duration // after lastEnd; 0: at once
+	at     time.Time // when to send; zero: at once
 	edge   time.Duration
 	burst  int
 }
@@ -50,7 +50,7 @@ func newLane(n int, addr string) *lane {
 // The shot it returns lacks only the request id.
 func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Request) (record.Shot, *http.Response, error) {
 	s := record.Shot{Lane: l.n, Burst: p.burst, Phase: p.phase, Target: p.target, Edge: p.edge}
-	ctx, cancel := context.WithTimeout(ctx, p.gap+shotTimeout)
+	ctx, cancel := context.WithTimeout(ctx, max(time.Until(p.at), 0)+shotTimeout)
 	defer cancel()
 	if l.conn != nil && l.conn.Err() != nil {
 		l.drop()
@@ -67,9 +67,9 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		}
 		l.conn, s.Fresh = conn, true
 	}
-	if !l.lastEnd.IsZero() && p.gap > 0 {
-		s.Planned = p.gap
-		if err := a.Wait(ctx, l.lastEnd.Add(p.gap)); err != nil {
+	if !l.lastEnd.IsZero() && !p.at.IsZero() {
+		s.Planned = p.at.Sub(l.lastEnd)
+		if err := a.Wait(ctx, p.at); err != nil {
 			s.Sent = time.Now().UnixNano()
 			s.Outcome, s.Err = record.OutcomeClient, err.Error()
 			return s, nil, err

@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"idlerace/harness/judge"
@@ -172,15 +173,7 @@ func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, 
 		}
 	}
 	gaps, edge := c.aim.Gaps(c.lanes, target)
-	// Every lane's last answer came at or before now; the latest one decides
-	// whether its gap can still be kept.
-	earliest := time.Now().Add(time.Hour)
-	for i, s := range last {
-		due := time.Unix(0, s.Sent).Add(s.Latency + gaps[i])
-		if due.Before(earliest) {
-			earliest = due
-		}
-	}
+	earliest := load.BurstEnd(last).Add(slices.Min(gaps))
 	if time.Until(earliest) < 0 {
 		return load.Burst{Phase: record.PhaseWarm}, true
 	}
