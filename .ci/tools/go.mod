@@ -1,3 +1,4 @@
+// Development tools, pinned apart from the program: make lint runs them.
 module idlerace/tools
 
 go 1.26.0

@@ -37,6 +37,7 @@ type Subject struct {
 	Runtime   string
 	Fault     string // what ended the item's proxy or the origin in mid-run; empty: nothing
 	Shots     int    // aimed shots asked for
+	Until     spec.Until
 	Reproduce string
 }
 
@@ -193,6 +194,9 @@ func (t *Tally) Orphan(record.Event) { t.orphans++ }
 
 // Done reports whether more shots would not change what can be said.
 func (t *Tally) Done() bool {
+	if t.s.Until == spec.UntilShots && t.aimed < t.s.Shots && t.s.Item.Role == plan.RoleCell {
+		return false
+	}
 	switch t.state() {
 	case spec.Races:
 		return t.attributed >= Proofs || t.aimed >= t.s.Shots
@@ -519,7 +523,7 @@ func asBadLine(err error) (*record.BadLine, bool) {
 
 // SubjectOf is what the manifest says of an item.
 func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
-	sub := Subject{Item: it, Shots: s.Probe.Shots, Fault: m.Faults["origin"]}
+	sub := Subject{Item: it, Shots: s.Probe.Shots, Until: s.Probe.Until, Fault: m.Faults["origin"]}
 	if f := m.Faults[it.Cell.Proxy]; f != "" {
 		sub.Fault = f
 	}

@@ -33,9 +33,13 @@ func NewAlarm() (*Alarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newAlarm(t), nil
+}
+
+func newAlarm(t timer) *Alarm {
 	a := &Alarm{timer: t, done: make(chan struct{})}
 	go a.loop()
-	return a, nil
+	return a
 }
 
 // Wait returns at t, at once if t is past, or with ctx's error.

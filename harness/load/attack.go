@@ -28,6 +28,7 @@ type Burst struct {
 	Edge   time.Duration   // of an aimed burst: the age at which that edge is expected
 	Gaps   []time.Duration // per lane, from BurstEnd of the burst before; nil: all at once
 	Start  time.Time       // not before this moment
+	Hold   time.Duration   // how long the origin holds the answers back; less than MinHold means MinHold
 }
 
 // Attack is the traffic of one cell.
@@ -46,6 +47,8 @@ type Attack struct {
 	// Result receives vegeta's own result of each shot, its timestamp and
 	// latency those of the request and not of the wait before it. May be nil.
 	Result func(*vegeta.Result)
+
+	dial dialFunc // nil: net.Dialer
 }
 
 // Run attacks until Next says stop or calm is done, which ends the attack
@@ -57,7 +60,7 @@ func (a *Attack) Run(calm, hard context.Context) error {
 	}
 	r := &rig{Attack: a, calm: calm, hard: hard, planned: make([]plannedShot, a.Lanes), shots: make([]record.Shot, a.Lanes)}
 	for i := range a.Lanes {
-		r.lanes = append(r.lanes, newLane(i, a.Addr))
+		r.lanes = append(r.lanes, newLane(i, a.Addr, a.dial))
 	}
 	defer func() {
 		for _, l := range r.lanes {
@@ -126,7 +129,7 @@ func (r *rig) Pace(_ time.Duration, hits uint64) (time.Duration, bool) {
 	// from its own: a burst that came apart comes together again.
 	due, end := b.Start, BurstEnd(last)
 	for i := range r.lanes {
-		p := plannedShot{phase: b.Phase, target: b.Target, edge: b.Edge, burst: r.burst}
+		p := plannedShot{phase: b.Phase, target: b.Target, edge: b.Edge, burst: r.burst, hold: max(b.Hold, MinHold)}
 		if b.Gaps != nil {
 			p.at = end.Add(b.Gaps[i])
 			if early := p.at.Add(-lead); i == 0 || early.Before(due) {
@@ -170,7 +173,7 @@ func (r *rig) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errors.New("load: request without a sequence number")
 	}
 	l := r.lanes[seq%uint64(len(r.lanes))]
-	s, resp, err := l.shoot(r.hard, r.Alarm, r.planned[l.n], prepared(req, r.Cell, seq))
+	s, resp, err := l.shoot(r.hard, r.Alarm, r.planned[l.n], prepared(req, r.Cell, seq, r.planned[l.n].hold))
 	s.Cell, s.Seq = r.Cell, seq
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -37,14 +37,17 @@ type plannedShot struct {
 	at     time.Time // when to send; zero: at once
 	edge   time.Duration
 	burst  int
+	hold   time.Duration
 }
 
-func newLane(n int, addr string) *lane {
-	return &lane{n: n, addr: addr, dialer: &http.Transport{
-		DisableCompression: true,
-		DialContext:        (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-	}}
+func newLane(n int, addr string, dial dialFunc) *lane {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
+	}
+	return &lane{n: n, addr: addr, dialer: &http.Transport{DisableCompression: true, DialContext: dial}}
 }
+
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // shoot waits for the planned moment, sends req and reads the whole response.
 // The shot it returns lacks only the request id.
@@ -142,16 +145,13 @@ func closedIdle(err error) bool {
 
 // holdHeader asks the origin to answer a burst's requests together, see
 // origin.HoldHeader.
-const (
-	holdHeader = "X-Idlerace-Hold"
-	hold       = "12ms"
-)
+const holdHeader = "X-Idlerace-Hold"
 
 // prepared gives a copy of req whose path carries the request id as well, for
 // proxies whose error log names a request by nothing else.
-func prepared(req *http.Request, cell string, seq uint64) *http.Request {
+func prepared(req *http.Request, cell string, seq uint64, hold time.Duration) *http.Request {
 	out := req.Clone(req.Context())
-	out.Header.Set(holdHeader, hold)
+	out.Header.Set(holdHeader, hold.String())
 	out.URL = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: "/" + cell + "/" + strconv.FormatUint(seq, 10)}
 	return out
 }

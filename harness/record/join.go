@@ -25,10 +25,15 @@ type Joiner struct {
 
 	cells map[string]*joinCell
 	conns map[uint64]*joinConn
-	peers map[string]*joinConn
+	peers map[peer]*joinConn
 }
 
+// peer is a proxy's end of a connection. Its address alone would not do: the
+// kernel gives one local port to connections to several servers.
+type peer struct{ server, addr string }
+
 type joinCell struct {
+	server  string // the origin's server behind it; empty until the journal says
 	pending map[uint64]*Observation
 	upto    uint64 // every seq below has been given out
 	grace   uint64 // seqs below are complete, kept for one more Settled
@@ -39,7 +44,7 @@ type joinCell struct {
 // last idle period and, if the idle timer ended it, that close.
 type joinConn struct {
 	id     uint64
-	peer   string
+	peer   peer
 	idle   *Event
 	closed *Event
 }
@@ -47,7 +52,7 @@ type joinConn struct {
 // Add takes one line.
 func (j *Joiner) Add(l Line) {
 	if j.cells == nil {
-		j.cells, j.conns, j.peers = map[string]*joinCell{}, map[uint64]*joinConn{}, map[string]*joinConn{}
+		j.cells, j.conns, j.peers = map[string]*joinCell{}, map[uint64]*joinConn{}, map[peer]*joinConn{}
 	}
 	switch {
 	case l.Shot != nil:
@@ -55,6 +60,9 @@ func (j *Joiner) Add(l Line) {
 			o.Shot = *l.Shot
 		}
 	case l.Log != nil:
+		if l.Log.Cell == "" {
+			return
+		}
 		if o := j.request(l.Log.Cell, l.Log.Seq); o != nil {
 			o.Logs = append(o.Logs, *l.Log)
 		}
@@ -104,8 +112,8 @@ func (j *Joiner) request(cell string, seq uint64) *Observation {
 func (j *Joiner) event(e Event) {
 	switch e.Kind {
 	case EventAccept:
-		k := &joinConn{id: e.Conn, peer: e.Peer}
-		j.conns[e.Conn], j.peers[e.Peer] = k, k
+		k := &joinConn{id: e.Conn, peer: peer{e.Server, e.Peer}}
+		j.conns[e.Conn], j.peers[k.peer] = k, k
 	case EventIdle:
 		if k := j.conns[e.Conn]; k != nil {
 			k.idle = &e
@@ -114,6 +122,7 @@ func (j *Joiner) event(e Event) {
 		if e.Cell == "" {
 			return
 		}
+		j.cell(e.Cell).server = e.Server
 		o := j.request(e.Cell, e.Seq)
 		if o == nil {
 			if j.Orphan != nil {
@@ -186,7 +195,7 @@ func (j *Joiner) giveOut(c *joinCell, upto uint64) {
 			continue // a witness named a request whose shot was never recorded
 		}
 		newest = max(newest, o.Shot.Sent)
-		j.nameByLog(o)
+		j.nameByLog(c.server, o)
 		j.Observe(*o)
 	}
 	if upto > c.upto && upto != ^uint64(0) {
@@ -209,15 +218,18 @@ const keepClosed = 10_000_000_000
 
 // nameByLog adds the idle-timer close of a connection that the proxy's log
 // names by its own address: proof for a request that never left the proxy.
-func (j *Joiner) nameByLog(o *Observation) {
+func (j *Joiner) nameByLog(server string, o *Observation) {
 	for _, l := range o.Logs {
 		for _, a := range l.Attempts {
 			if a.Local == "" || a.Err == "" {
 				continue
 			}
-			k := j.peers[a.Local]
+			k := j.peers[peer{server, a.Local}]
 			if k == nil || k.closed == nil || named(o.Before, k.id) {
 				continue
+			}
+			if k.closed.Cell != o.Shot.Cell {
+				continue // the address was used again since, by another pool
 			}
 			if k.idle != nil {
 				o.Before = append(o.Before, *k.idle)

@@ -2,7 +2,6 @@ package record
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,17 +110,25 @@ func Read(r io.Reader) iter.Seq2[Line, error] {
 
 func decode(raw []byte) (Line, error) {
 	var l Line
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if err := dec.Decode(&l); err != nil {
+	if err := json.Unmarshal(raw, &l); err != nil {
 		return Line{}, err
 	}
 	// T names the one field that is set; a line that lies about it is none.
-	set := map[string]bool{KindShot: l.Shot != nil, KindEvent: l.Event != nil, KindLog: l.Log != nil,
-		KindDirect: l.Direct != nil, KindSettled: l.Settled != nil, KindEnd: l.End != nil}
-	for kind, is := range set {
-		if is != (kind == l.T) {
-			return Line{}, fmt.Errorf("%q is not what the line holds", l.T)
+	set, n := "", 0
+	for _, f := range [...]struct {
+		kind string
+		is   bool
+	}{
+		{KindShot, l.Shot != nil}, {KindEvent, l.Event != nil}, {KindLog, l.Log != nil},
+		{KindDirect, l.Direct != nil}, {KindSettled, l.Settled != nil}, {KindEnd, l.End != nil},
+	} {
+		if f.is {
+			set = f.kind
+			n++
 		}
+	}
+	if n != 1 || set != l.T {
+		return Line{}, fmt.Errorf("%q is not what the line holds", l.T)
 	}
 	return l, nil
 }

@@ -39,34 +39,60 @@ type Folder struct {
 	root *os.Root
 }
 
-// Create makes base/<scenario>/<UTC time>-<seed> and points base/latest to it.
-// A second run of the same second gets a suffix.
-func Create(base, scenario string, started time.Time, seed uint64) (*Folder, error) {
-	name := started.UTC().Format("20060102T150405Z") + "-" + strconv.FormatUint(seed, 10)
+// Create makes base/<scenario>/<UTC time>-<seed> with the given files (name to
+// content) and points base/latest to it. A second run of the same second gets a
+// suffix. The folder appears with its files or not at all, whenever this
+// process may be killed.
+func Create(base, scenario string, started time.Time, seed uint64, files map[string][]byte) (*Folder, error) {
 	parent := filepath.Join(base, scenario)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("results: %w", err)
 	}
+	tmp, err := os.MkdirTemp(parent, ".new-")
+	if err != nil {
+		return nil, fmt.Errorf("results: %w", err)
+	}
+	f, err := create(tmp, files)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("results: %w", err), os.RemoveAll(tmp))
+	}
+	name := started.UTC().Format("20060102T150405Z") + "-" + strconv.FormatUint(seed, 10)
 	unique := name
 	for i := 2; ; i++ {
-		err := os.Mkdir(filepath.Join(parent, unique), 0o755)
+		f.Path = filepath.Join(parent, unique)
+		// rename(2) replaces no folder that holds something.
+		err := os.Rename(tmp, f.Path)
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("results: %w", err)
+		if _, statErr := os.Lstat(f.Path); statErr != nil {
+			f.Close()
+			return nil, errors.Join(fmt.Errorf("results: %w", err), os.RemoveAll(tmp))
 		}
 		unique = name + "." + strconv.Itoa(i)
 	}
-	f, err := open(filepath.Join(parent, unique))
+	return f, link(base, filepath.Join(scenario, unique))
+}
+
+func create(dir string, files map[string][]byte) (*Folder, error) {
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := open(dir)
 	if err != nil {
 		return nil, err
 	}
-	return f, f.link(base, filepath.Join(scenario, unique))
+	for name, content := range files {
+		if err := f.WriteFile(name, content); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return f, nil
 }
 
 // link points base/latest at target, in one step.
-func (f *Folder) link(base, target string) error {
+func link(base, target string) error {
 	tmp := filepath.Join(base, "."+Latest+"-"+strconv.Itoa(os.Getpid()))
 	os.Remove(tmp)
 	if err := os.Symlink(target, tmp); err != nil {

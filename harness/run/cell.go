@@ -30,6 +30,7 @@ type cell struct {
 	hub   *hub
 	mark  func(context.Context) (uint64, error) // position of the origin's journal
 	aim   *load.Aim
+	slots *load.Stagger
 
 	// Guarded by hub.mu.
 	tally    *judge.Tally
@@ -73,11 +74,11 @@ func (c *cell) next(ctx context.Context, last []record.Shot) (load.Burst, bool) 
 		for i := range gaps {
 			gaps[i] = reuseGap
 		}
-		return load.Burst{Phase: record.PhaseReuse, Gaps: gaps}, ctx.Err() == nil
+		return load.Burst{Phase: record.PhaseReuse, Gaps: gaps, Hold: c.hold(load.BurstEnd(last).Add(reuseGap), reuseGap)}, ctx.Err() == nil
 	case 4:
 		c.settle(ctx, last)
 		c.waitForCloses(ctx)
-		return load.Burst{Phase: record.PhaseMeasure}, ctx.Err() == nil
+		return c.fresh(record.PhaseMeasure), ctx.Err() == nil
 	}
 	c.settle(ctx, last)
 	if c.decided() || ctx.Err() != nil {
@@ -175,13 +176,25 @@ func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, 
 	gaps, edge := c.aim.Gaps(c.lanes, target)
 	earliest := load.BurstEnd(last).Add(slices.Min(gaps))
 	if time.Until(earliest) < 0 {
-		return load.Burst{Phase: record.PhaseWarm}, true
+		return c.fresh(record.PhaseWarm), true
 	}
 	if deadline, ok := ctx.Deadline(); ok && earliest.After(deadline) {
 		return load.Burst{}, false
 	}
 	c.aimed++
-	return load.Burst{Phase: record.PhaseAimed, Target: target, Edge: edge, Gaps: gaps}, ctx.Err() == nil
+	hold := c.hold(earliest, c.aim.Edge(c.target()))
+	return load.Burst{Phase: record.PhaseAimed, Target: target, Edge: edge, Gaps: gaps, Hold: hold}, ctx.Err() == nil
+}
+
+// fresh is a burst that is sent at once.
+func (c *cell) fresh(p record.Phase) load.Burst {
+	return load.Burst{Phase: p, Hold: c.hold(time.Now(), c.aim.Edge(c.target()))}
+}
+
+// hold keeps this cell's answers, and the burst a gap after them, out of the
+// other cells' way.
+func (c *cell) hold(sent time.Time, gap time.Duration) time.Duration {
+	return c.slots.Pick(c.item.ID, sent, gap)
 }
 
 // target picks the edge of the next burst. The upstream's is where the danger

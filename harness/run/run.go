@@ -4,6 +4,7 @@ package run
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -127,11 +128,14 @@ func Run(ctx context.Context, soft <-chan struct{}, s *spec.Scenario, o Options)
 			m.Proxies = append(m.Proxies, f.Run)
 		}
 	}
-	folder, err = results.Create(o.Out, s.Name, m.Started, o.Seed)
+	manifest, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
-		return folder, environment(err)
+		return nil, err
 	}
-	if err := folder.WriteFile(results.ScenarioFile, s.Source); err != nil {
+	folder, err = results.Create(o.Out, s.Name, m.Started, o.Seed, map[string][]byte{
+		results.ScenarioFile: s.Source, results.ManifestFile: manifest, results.ObservationsFile: nil,
+	})
+	if err != nil {
 		return folder, environment(err)
 	}
 	r := &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, found: found, kind: kind}
@@ -176,15 +180,12 @@ type running struct {
 
 func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	begun := time.Now()
-	if err := r.folder.WriteJSON(results.ManifestFile, r.manifest); err != nil {
-		return environment(err)
-	}
 	rt := local.New(r.Self)
 	defer rt.Close()
 	st, err := r.start(ctx, rt)
 	if err != nil {
 		r.manifest.Ended = "the stack did not start: " + err.Error()
-		return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest), r.emptyRecord()))
+		return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest)))
 	}
 	defer st.stop(ctx)
 	r.manifest.StartUp = time.Since(begun)
@@ -200,11 +201,6 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	r.manifest.Ended = reason
 	err = errors.Join(err, r.hub.end(reason))
 	return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest)))
-}
-
-// emptyRecord leaves a record that can be judged: nothing was observed.
-func (r *run) emptyRecord() error {
-	return r.folder.WriteFile(results.ObservationsFile, nil)
 }
 
 // start starts the stack, on other ports when another process took one.
@@ -419,6 +415,7 @@ func (r *run) makeCells(st *running, j *journal) error {
 	first := time.Now().Add(20 * time.Millisecond)
 	// Controls first: nothing may be called safe before they are decided.
 	items := slices.Clone(r.plan.Items)
+	slots := &load.Stagger{}
 	slices.SortStableFunc(items, func(a, b plan.Item) int { return rank(a) - rank(b) })
 	for i, it := range items {
 		if it.Unsupported != "" {
@@ -430,7 +427,7 @@ func (r *run) makeCells(st *running, j *journal) error {
 		}
 		sub := judge.SubjectOf(r.manifest, r.scenario, it)
 		c := &cell{item: it, addr: st.routes[it.ID].Listen, lanes: r.scenario.Probe.Lanes, start: first.Add(time.Duration(i) * slot),
-			hub: r.hub, mark: j.mark, aim: load.NewAim(it.Rand(r.Seed)), tally: judge.NewTally(sub), files: files,
+			hub: r.hub, mark: j.mark, aim: load.NewAim(it.Rand(r.Seed)), slots: slots, tally: judge.NewTally(sub), files: files,
 			unproven: map[uint64]bool{}, lateSeen: map[uint64]bool{}}
 		r.cells = append(r.cells, c)
 		r.hub.with(func() { r.hub.cells[it.ID] = c })

@@ -42,7 +42,7 @@ func Read(file string, data []byte, known []string) (*Scenario, error) {
 				Retry:  []Retry{RetryDefault},
 				RTT:    []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1},
+			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
 			Source: slices.Clone(data),
 			File:   file,
 		},
@@ -227,6 +227,10 @@ func (d *draft) readProbe(v value) error {
 		}},
 		field{name: "seed", read: func(v value) (err error) {
 			p.Seed, err = v.integer(0, 1<<64-1)
+			return err
+		}},
+		field{name: "until", read: func(v value) (err error) {
+			p.Until, err = choice(v, "end of probing", Untils())
 			return err
 		}},
 	)

@@ -65,7 +65,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseFIN},
 				RTT:          []time.Duration{0},
 			},
-			Probe: Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1},
+			Probe: Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
 		},
 		"design.yaml": {
 			Version:  1,
@@ -81,7 +81,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseFIN},
 				RTT:          []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1},
+			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
 			Policy: &Policy{Forbid: []State{Races}, Where: "upstream_idle > proxy_idle"},
 		},
 		"block-style.yaml": {
@@ -98,7 +98,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseRST, CloseHalfClose, ClosePlain},
 				RTT:          []time.Duration{0, 40 * time.Millisecond},
 			},
-			Probe:  Probe{Lanes: 1, Shots: 1, Budget: 1500 * time.Millisecond, Seed: 1<<64 - 1},
+			Probe:  Probe{Lanes: 1, Shots: 1, Budget: 1500 * time.Millisecond, Seed: 1<<64 - 1, Until: UntilShots},
 			Policy: &Policy{Forbid: []State{Races, Masked}},
 		},
 		"upstream-close.yaml": {
@@ -114,7 +114,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseHalfClose},
 				RTT:          []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 0},
+			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 0, Until: UntilDecided},
 			Policy: &Policy{Forbid: []State{Broken}, Where: "method == \"POST\" and\nupstream_idle >= \"1s\""},
 		},
 	} {

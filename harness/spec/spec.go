@@ -67,7 +67,19 @@ type Probe struct {
 	Shots  int           // aimed shots before a cell without a failure counts as probed
 	Budget time.Duration // probing ends here, start-up not counted
 	Seed   uint64        // all schedules derive from it
+	Until  Until         // when a cell has been probed enough
 }
+
+// Until says when a cell has been probed enough.
+type Until string
+
+const (
+	UntilDecided Until = "decided" // when its state is proven
+	UntilShots   Until = "shots"   // when its state is proven and all its aimed shots were sent: rates of equal size, for comparing cells
+)
+
+// Untils lists the values of Until.
+func Untils() []Until { return []Until{UntilDecided, UntilShots} }
 
 // Policy is what a gate forbids: a cell that matches Where and whose state is
 // one of Forbid violates it.

@@ -1,5 +1,3 @@
-//go:build !linux
-
 package load
 
 import (
@@ -7,14 +5,14 @@ import (
 	"time"
 )
 
-// goTimer is the runtime's own timer, where nothing better is at hand.
+// goTimer is the runtime's own timer, for systems without a better one.
 type goTimer struct {
 	t      *time.Timer
 	closed chan struct{}
 }
 
-func newTimer() (timer, error) {
-	return &goTimer{time.NewTimer(time.Hour), make(chan struct{})}, nil
+func newGoTimer() *goTimer {
+	return &goTimer{time.NewTimer(time.Hour), make(chan struct{})}
 }
 
 func (t *goTimer) arm(d time.Duration) error { t.t.Reset(d); return nil }
@@ -28,4 +26,4 @@ func (t *goTimer) wait() error {
 	}
 }
 
-func (t *goTimer) close() error { close(t.closed); return nil }
+func (t *goTimer) close() error { t.t.Stop(); close(t.closed); return nil }

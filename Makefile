@@ -1,0 +1,122 @@
+# idlerace: build, run, test. Go and make are all it needs; `make help` lists the targets.
+
+GO        ?= go
+SCENARIO  ?= scenarios/quickstart.yaml
+RUNTIME   ?= auto
+RUN       ?= results/latest
+FORMAT    ?= terminal
+BASELINE  ?=
+ARGS      ?=
+TESTFLAGS ?=
+BENCH     ?= .
+FUZZTIME  ?= 60s
+
+BIN     := bin/idlerace
+VERSION := $(or $(shell git describe --always --dirty --tags 2>/dev/null),devel)
+
+# Linters have a module of their own, so the program's go.mod never names them.
+STATICCHECK := $(GO) tool -modfile=.ci/tools/go.mod staticcheck
+
+.DEFAULT_GOAL := help
+
+##@ Use
+
+.PHONY: run-scenario
+run-scenario: build ## run SCENARIO on RUNTIME and print its matrix
+	@exec $(BIN) run "$(SCENARIO)" --runtime "$(RUNTIME)" $(ARGS)
+
+.PHONY: report
+report: build ## print RUN as FORMAT: terminal, markdown, json, csv, ...
+	@exec $(BIN) report "$(RUN)" --format "$(FORMAT)" $(ARGS)
+
+.PHONY: gate
+gate: build ## fail when RUN violates its policy, or got worse than BASELINE (a verdicts.json)
+	@exec $(BIN) gate "$(RUN)" $(if $(BASELINE),--baseline "$(BASELINE)") $(ARGS)
+
+.PHONY: doctor
+doctor: build ## say which proxies can run here, and how to get the others
+	@exec $(BIN) doctor $(ARGS)
+
+.PHONY: build
+build: ## build bin/idlerace
+	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./harness
+
+##@ Work on it
+
+.PHONY: test
+test: ## run all tests; what is not installed is skipped, by name
+	$(GO) test $(TESTFLAGS) ./...
+
+.PHONY: test-e2e
+test-e2e: ## run the end-to-end tests only: real proxies, real sockets
+	$(GO) test -count=1 -run 'E2E|Script' $(TESTFLAGS) ./harness/...
+
+.PHONY: race
+race: ## run all tests under the race detector (needs a C compiler)
+	$(GO) test -race -count=1 $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: ## run the benchmarks that match BENCH
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(TESTFLAGS) ./harness/...
+
+# `go test -list` prints a package's targets, then its closing line: ok PACKAGE TIME.
+.PHONY: fuzz
+fuzz: ## fuzz every target in turn, FUZZTIME each
+	@list=$$($(GO) test -list '^Fuzz' ./harness/...) || { printf '%s\n' "$$list"; exit 1; }; \
+	printf '%s\n' "$$list" | awk '/^Fuzz/ { names[++n] = $$1 } \
+		$$1 == "ok" { for (i = 1; i <= n; i++) print $$2, names[i]; n = 0 }' | \
+	while read -r pkg name; do \
+		echo "$(GO) test -run ^$$ -fuzz ^$$name\$$ -fuzztime $(FUZZTIME) $$pkg"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
+	done
+
+.PHONY: golden
+golden: ## rewrite the golden files of every package whose tests take -update
+	$(GO) test -count=1 $(TESTFLAGS) $(GOLDEN) -update
+
+# The packages whose tests define the flag; looked for only when golden is made.
+GOLDEN = $(addprefix ./,$(sort $(dir $(shell grep -rlE 'flag\.Bool(Var)?\(.*"update"' --include='*_test.go' harness))))
+
+.PHONY: lint
+lint: lint-format lint-vet lint-static lint-fix lint-modules ## run every linter; `make -k lint` goes on after a finding
+
+.PHONY: lint-format
+lint-format:
+	@files=$$("$$($(GO) env GOROOT)/bin/gofmt" -s -l harness) || exit 1; \
+	test -z "$$files" || { echo "not formatted (gofmt -s -w FILE does it):"; echo "$$files"; exit 1; }
+
+# The second system compiles what Linux leaves out.
+.PHONY: lint-vet
+lint-vet:
+	$(GO) vet ./...
+	GOOS=darwin $(GO) vet ./...
+
+.PHONY: lint-static
+lint-static:
+	$(STATICCHECK) ./...
+
+# Every fixer but three, which wait until the tree is clean of what they find.
+.PHONY: lint-fix
+lint-fix:
+	$(GO) fix -slicescontains=false -slicessort=false -stringscut=false -diff ./...
+
+.PHONY: lint-modules
+lint-modules:
+	$(GO) mod tidy -diff
+	$(GO) -C .ci/tools mod tidy -diff
+
+.PHONY: clean
+clean: ## remove bin/, test binaries and profiles; results/ and Go's own caches stay
+	rm -rf bin
+	rm -f *.test *.prof
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' ' \
+		/^##@ /              { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## /  { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@printf '\n%s\n' 'Variables, as make TARGET NAME=value'
+	@printf '  %-13s %s\n' \
+		SCENARIO '$(SCENARIO)' RUNTIME '$(RUNTIME)' RUN '$(RUN)' FORMAT '$(FORMAT)' BASELINE '$(BASELINE)' \
+		ARGS '$(or $(ARGS),more flags for idlerace)' TESTFLAGS '$(or $(TESTFLAGS),more flags for go test)' \
+		BENCH '$(BENCH)' FUZZTIME '$(FUZZTIME)'

@@ -1,0 +1,177 @@
+package load
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"idlerace/harness/record"
+)
+
+func newTestAim() *Aim { return NewAim(rand.New(rand.NewPCG(1, 2))) }
+
+func idleClose(by string, idle time.Duration) record.Event {
+	e := record.Event{Kind: record.EventClose, By: by, Idle: idle, Why: record.WhyPeerClosed}
+	if by == record.ByUpstream {
+		e.Why = record.WhyIdleTimeout
+	}
+	return e
+}
+
+// burst lets an aim observe n requests of one kind.
+func burst(a *Aim, phase record.Phase, n int, age, idle time.Duration, nth int) {
+	for range n {
+		a.Observe(record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age},
+			Requests: []record.Event{{Nth: nth, Idle: idle}}})
+	}
+	a.EndBurst(phase)
+}
+
+func TestAimLearnsTheOffset(t *testing.T) {
+	a := newTestAim()
+	if a.UpstreamKnown() || a.Edge(record.TargetUpstream) != 0 {
+		t.Error("knows an edge before it was measured")
+	}
+	a.Direct(1002 * time.Millisecond)
+	if got := a.Edge(record.TargetUpstream); got != 1002*time.Millisecond {
+		t.Errorf("edge from the direct measurement: %s", got)
+	}
+	for range 10 {
+		a.Close(idleClose(record.ByUpstream, 1000*time.Millisecond))
+		a.Close(idleClose(record.ByPeer, 700*time.Millisecond))
+	}
+	if got := a.Edge(record.TargetUpstream); got != time.Second {
+		t.Errorf("edge from the cell's own closes: %s", got)
+	}
+	// The upstream's connections are 2 ms older than the client believes.
+	burst(a, record.PhaseReuse, 40, 20*time.Millisecond, 22*time.Millisecond, 2)
+	if got := a.Edge(record.TargetUpstream); got != 998*time.Millisecond {
+		t.Errorf("edge as a client age: %s", got)
+	}
+	if got := a.Edge(record.TargetProxy); got != 698*time.Millisecond {
+		t.Errorf("the proxy's edge: %s", got)
+	}
+	// A burst that met only living connections tells the offset anew...
+	burst(a, record.PhaseAimed, 40, 990*time.Millisecond, 995*time.Millisecond, 3)
+	if got := a.Edge(record.TargetUpstream); got != 995*time.Millisecond {
+		t.Errorf("after a burst before the edge: %s", got)
+	}
+	// ... connections given back within the burst say nothing ...
+	burst(a, record.PhaseAimed, 40, 990*time.Millisecond, 3*time.Millisecond, 3)
+	if got := a.Edge(record.TargetUpstream); got != 995*time.Millisecond {
+		t.Errorf("after a burst over its own connections: %s", got)
+	}
+	// ... and bursts behind the edge move the aim forward, faster each time.
+	var steps []time.Duration
+	for range 3 {
+		before := a.Edge(record.TargetUpstream)
+		burst(a, record.PhaseAimed, 40, 999*time.Millisecond, 0, 1)
+		steps = append(steps, before-a.Edge(record.TargetUpstream))
+	}
+	if steps[0] <= 0 || steps[1] <= steps[0] || steps[2] <= steps[1] {
+		t.Errorf("steps forward: %v", steps)
+	}
+}
+
+func TestGapsStayWhereTheDangerIs(t *testing.T) {
+	a := newTestAim()
+	for i := range 100 {
+		a.Close(idleClose(record.ByUpstream, time.Second+time.Duration(i)*10*time.Microsecond))
+	}
+	a.Observe(record.Observation{Shot: record.Shot{Phase: record.PhaseAimed, Age: 1001 * time.Millisecond}, Late: []record.Event{{}}})
+	narrow, near := 0, 0
+	const bursts = 2000
+	for range bursts {
+		gaps, edge := a.Gaps(40, record.TargetUpstream)
+		lo, hi := slices.Min(gaps), slices.Max(gaps)
+		if hi-lo > 2*laneJitter {
+			t.Fatalf("one burst spread over %s", hi-lo)
+		}
+		if lo < edge-wideHalf-laneJitter || hi > edge+wideHalf+laneJitter {
+			t.Fatalf("gaps %s to %s around the edge %s", lo, hi, edge)
+		}
+		mid := (lo + hi) / 2
+		if mid > time.Second-2*time.Millisecond && mid < 1003*time.Millisecond {
+			narrow++
+		}
+		if (mid - 1001*time.Millisecond).Abs() < 2*hitPad {
+			near++
+		}
+	}
+	if narrow < bursts*8/10 {
+		t.Errorf("only %d of %d bursts near the edge", narrow, bursts)
+	}
+	if near < bursts/2 {
+		t.Errorf("only %d of %d bursts where one has hit before", near, bursts)
+	}
+	if narrow == bursts {
+		t.Error("no burst looks for an edge elsewhere")
+	}
+}
+
+func TestGapsAreReproducible(t *testing.T) {
+	draw := func() []time.Duration {
+		a := newTestAim()
+		a.Direct(time.Second)
+		var out []time.Duration
+		for range 20 {
+			g, _ := a.Gaps(5, record.TargetUpstream)
+			out = append(out, g...)
+		}
+		return out
+	}
+	if !slices.Equal(draw(), draw()) {
+		t.Error("the same stream gave other gaps")
+	}
+}
+
+func TestTinyTimeoutKeepsGapsPositive(t *testing.T) {
+	a := newTestAim()
+	a.Direct(time.Millisecond)
+	for range 200 {
+		gaps, _ := a.Gaps(10, record.TargetUpstream)
+		if slices.Min(gaps) < time.Millisecond {
+			t.Fatalf("gap %s", slices.Min(gaps))
+		}
+	}
+}
+
+func TestStaggerKeepsBurstsApart(t *testing.T) {
+	var s Stagger
+	now := time.Unix(1000, 0)
+	type moment struct {
+		cell string
+		at   time.Time
+	}
+	var busy []moment
+	for i, cell := range []string{"a", "b", "c", "d"} {
+		sent := now.Add(time.Duration(i) * 6 * time.Millisecond)
+		hold := s.Pick(cell, sent, 500*time.Millisecond)
+		if hold < MinHold || hold > MaxHold {
+			t.Fatalf("hold %s", hold)
+		}
+		busy = append(busy, moment{cell, sent.Add(hold)}, moment{cell, sent.Add(hold + 500*time.Millisecond)})
+	}
+	for i, x := range busy {
+		for _, y := range busy[:i] {
+			if d := x.at.Sub(y.at).Abs(); x.cell != y.cell && d < busyBefore+busyAfter {
+				t.Errorf("%s and %s are busy %s apart", x.cell, y.cell, d)
+			}
+		}
+	}
+	// Where there is no room it still answers, and old moments are forgotten.
+	for i := range 1000 {
+		cell := string(rune('A' + i%50))
+		if hold := s.Pick(cell, now.Add(time.Duration(i)*time.Millisecond), 500*time.Millisecond); hold < MinHold || hold > MaxHold {
+			t.Fatalf("hold %s", hold)
+		}
+	}
+	if len(s.taken) > 3*54 {
+		t.Errorf("%d moments kept", len(s.taken))
+	}
+	s.Pick("late", now.Add(time.Hour), time.Second)
+	if len(s.taken) != 3 {
+		t.Errorf("%d moments kept after an hour", len(s.taken))
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package load
+
+func newTimer() (timer, error) { return newGoTimer(), nil }
