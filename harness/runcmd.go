@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -88,6 +89,8 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err != nil {
 		return err
 	}
+	// Fewer collections: each may make a shot late, and a run needs little memory.
+	debug.SetGCPercent(400)
 	m := metrics.New()
 	if f.metrics != "" {
 		addr, stop, err := m.Serve(f.metrics)

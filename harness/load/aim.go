@@ -15,7 +15,8 @@ const (
 	narrowPad  = 700 * time.Microsecond // beyond the 5th and 95th percentile of the closes seen
 	hitPad     = 300 * time.Microsecond // around an age that met a stale connection
 	wideHalf   = 8 * time.Millisecond   // for an edge that is not where it is thought
-	laneJitter = 300 * time.Microsecond // of a lane around its burst's aim
+	laneStep   = 40 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
+	laneSpread = 600 * time.Microsecond // of a burst's lanes at least
 	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
 	recent     = 512                    // samples kept of each kind
 )
@@ -153,7 +154,7 @@ func (a *Aim) spread(target string) (lo, mid, hi time.Duration) {
 // Gaps draws the planned ages of one burst of n shots at a side's close, and
 // says where that close is expected. It needs a measured close of that side.
 //
-// Note: one burst has one aim, and its lanes only a little jitter. Pools hand
+// Note: one burst has one aim, and its lanes are little apart. Pools hand
 // out the connection that was used last, so shots far apart would all get the
 // one that the shot before has just given back.
 func (a *Aim) Gaps(n int, target string) (gaps []time.Duration, edge time.Duration) {
@@ -173,12 +174,18 @@ func (a *Aim) Gaps(n int, target string) (gaps []time.Duration, edge time.Durati
 	}
 	centre := from + time.Duration(where*float64(to-from))
 	gaps = make([]time.Duration, n)
-	for i := range gaps {
-		jitter := time.Duration((2*a.rng.Float64() - 1) * float64(laneJitter))
-		gaps[i] = max(centre+jitter, time.Millisecond)
+	spread := BurstSpread(n)
+	for i, place := range a.rng.Perm(n) {
+		offset := time.Duration((float64(place)+a.rng.Float64())/float64(n)*float64(spread)) - spread/2
+		gaps[i] = max(centre+offset, time.Millisecond)
 	}
 	return gaps, edge
 }
+
+// BurstSpread is the time over which the shots of a burst of n lanes are
+// planned: no shorter than sending them takes, or the last would always be
+// late.
+func BurstSpread(n int) time.Duration { return max(laneSpread, time.Duration(n)*laneStep) }
 
 // quantile is the empirical q-quantile; 0 of nothing.
 func quantile(s []time.Duration, q float64) time.Duration {

@@ -85,10 +85,10 @@ func TestGapsStayWhereTheDangerIs(t *testing.T) {
 	for range bursts {
 		gaps, edge := a.Gaps(40, record.TargetUpstream)
 		lo, hi := slices.Min(gaps), slices.Max(gaps)
-		if hi-lo > 2*laneJitter {
+		if hi-lo > BurstSpread(40) {
 			t.Fatalf("one burst spread over %s", hi-lo)
 		}
-		if lo < edge-wideHalf-laneJitter || hi > edge+wideHalf+laneJitter {
+		if lo < edge-wideHalf-BurstSpread(40)/2 || hi > edge+wideHalf+BurstSpread(40)/2 {
 			t.Fatalf("gaps %s to %s around the edge %s", lo, hi, edge)
 		}
 		mid := (lo + hi) / 2

@@ -92,7 +92,16 @@ const directProbes = 4
 //
 // soft ends the run in order: bursts under way are finished, what there is is
 // written. ctx ends it at once. Nothing is left running either way.
-func Run(ctx context.Context, soft <-chan struct{}, s *spec.Scenario, o Options) (folder *results.Folder, err error) {
+func Run(ctx context.Context, soft <-chan struct{}, s *spec.Scenario, o Options) (*results.Folder, error) {
+	r, err := prepare(ctx, s, o)
+	if err != nil {
+		return nil, err
+	}
+	return r.folder, r.do(ctx, soft)
+}
+
+// prepare plans a run and makes its folder.
+func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
 	if o.Say == nil {
 		o.Say = func(string, ...any) {}
 	}
@@ -132,14 +141,13 @@ func Run(ctx context.Context, soft <-chan struct{}, s *spec.Scenario, o Options)
 	if err != nil {
 		return nil, err
 	}
-	folder, err = results.Create(o.Out, s.Name, m.Started, o.Seed, map[string][]byte{
+	folder, err := results.Create(o.Out, s.Name, m.Started, o.Seed, map[string][]byte{
 		results.ScenarioFile: s.Source, results.ManifestFile: manifest, results.ObservationsFile: nil,
 	})
 	if err != nil {
-		return folder, environment(err)
+		return nil, environment(err)
 	}
-	r := &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, found: found, kind: kind}
-	return folder, r.do(ctx, soft)
+	return &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, found: found, kind: kind}, nil
 }
 
 // Unsupported says why no run of this version can express a cell, or "".
@@ -192,7 +200,7 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	if err := r.folder.WriteJSON(results.ManifestFile, r.manifest); err != nil {
 		return environment(err)
 	}
-	if r.hub, err = newHub(r.folder, r.Metrics); err != nil {
+	if err := r.openRecord(); err != nil {
 		return environment(err)
 	}
 	probing := time.Now()
@@ -201,6 +209,11 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	r.manifest.Ended = reason
 	err = errors.Join(err, r.hub.end(reason))
 	return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest)))
+}
+
+func (r *run) openRecord() (err error) {
+	r.hub, err = newHub(r.folder, r.Metrics)
+	return err
 }
 
 // start starts the stack, on other ports when another process took one.
