@@ -72,13 +72,13 @@ fuzz: ## fuzz every target in turn, FUZZTIME each
 
 .PHONY: golden
 golden: ## rewrite the golden files of every package whose tests take -update
-	$(GO) test -count=1 $(TESTFLAGS) $(GOLDEN) -update
-
-# The packages whose tests define the flag; looked for only when golden is made.
-GOLDEN = $(addprefix ./,$(sort $(dir $(shell grep -rlE 'flag\.Bool(Var)?\(.*"update"' --include='*_test.go' harness))))
+	@packages=$$(grep -rlE 'flag\.Bool(Var)?\(.*"update"' --include='*_test.go' harness | \
+		xargs -n 1 dirname | sort -u | sed 's,^,./,'); \
+	echo "$(GO) test -count=1 $(TESTFLAGS)" $$packages -update; \
+	$(GO) test -count=1 $(TESTFLAGS) $$packages -update
 
 .PHONY: lint
-lint: lint-format lint-vet lint-static lint-fix lint-modules ## run every linter; `make -k lint` goes on after a finding
+lint: lint-format lint-vet lint-static lint-modules ## run every linter; `make -k lint` goes on after a finding
 
 .PHONY: lint-format
 lint-format:
@@ -95,15 +95,14 @@ lint-vet:
 lint-static:
 	$(STATICCHECK) ./...
 
-# Every fixer but three, which wait until the tree is clean of what they find.
-.PHONY: lint-fix
-lint-fix:
-	$(GO) fix -slicescontains=false -slicessort=false -stringscut=false -diff ./...
-
 .PHONY: lint-modules
 lint-modules:
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff
+
+.PHONY: modernise
+modernise: ## show what go fix would rewrite: advice, no part of lint
+	$(GO) fix -diff ./...
 
 .PHONY: clean
 clean: ## remove bin/, test binaries and profiles; results/ and Go's own caches stay
