@@ -10,13 +10,13 @@ import (
 // would be answered in two parts.
 const (
 	MinHold = 12 * time.Millisecond
-	MaxHold = 40 * time.Millisecond
+	MaxHold = 60 * time.Millisecond
 )
 
 // Busy moments of a burst: while it is sent, and while it is answered.
 const (
 	busyBefore = time.Millisecond
-	busyAfter  = 4 * time.Millisecond
+	busyAfter  = 6 * time.Millisecond
 	holdStep   = time.Millisecond
 )
 
