@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -368,6 +370,42 @@ probe: {lanes: 40, shots: 100000, budget: 60s, until: shots}`)
 		t.Errorf("the disk is full, and the output does not say so:\n%s", text)
 	}
 	noneLeft(t, dir)
+}
+
+// TestE2EMetrics reads the live metrics of a run, and the final ones it leaves.
+func TestE2EMetrics(t *testing.T) {
+	file := scenarioFile(t, "metrics", "gohttp", quickScenario)
+	out := t.TempDir()
+	cmd := exec.Command(binary, "run", file, "--out", out, "--metrics", "127.0.0.1:0")
+	var text lockedBuffer
+	cmd.Stdout, cmd.Stderr = &text, &text
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	live := func() string {
+		_, rest, _ := strings.Cut(text.String(), "metrics: ")
+		url, _, whole := strings.Cut(rest, "\n")
+		if !whole {
+			return ""
+		}
+		resp, err := http.Get(url)
+		if err != nil {
+			return ""
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return string(b)
+	}
+	waitFor(t, "a live counter", func() bool {
+		return strings.Contains(live(), `idlerace_shots_total{cell="gohttp_go_p1.2s_u400ms_POST_default_fin_rtt0s"`)
+	})
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, text.String())
+	}
+	b, err := os.ReadFile(filepath.Join(out, results.Latest, results.MetricsFile))
+	if err != nil || !strings.Contains(string(b), `idlerace_cells{state="races"}`) {
+		t.Errorf("final metrics: %v\n%s", err, b)
+	}
 }
 
 // TestE2EConcurrentRuns runs two scenarios at once.

@@ -71,13 +71,15 @@ func (a *Aim) Close(e record.Event) {
 func (a *Aim) Observe(o record.Observation) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(o.Late) > 0 {
+	// A failure counts as a hit too: not every close leaves a witness.
+	stale := len(o.Late) > 0 || o.Shot.Failed()
+	if stale {
 		keep(&a.hits, o.Shot.Age)
 	}
 	if o.Shot.Age == 0 || o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetProxy {
 		return
 	}
-	if len(o.Late) > 0 {
+	if stale {
 		a.dead++
 		return
 	}

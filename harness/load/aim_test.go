@@ -22,7 +22,7 @@ func idleClose(by string, idle time.Duration) record.Event {
 // burst lets an aim observe n requests of one kind.
 func burst(a *Aim, phase record.Phase, n int, age, idle time.Duration, nth int) {
 	for range n {
-		a.Observe(record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age},
+		a.Observe(record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age, Outcome: record.OutcomeResponse, Status: 200},
 			Requests: []record.Event{{Nth: nth, Idle: idle}}})
 	}
 	a.EndBurst(phase)

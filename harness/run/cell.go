@@ -120,7 +120,9 @@ func (c *cell) tell(shots []record.Shot) {
 // settle gives every witness time to speak about the shots so far.
 func (c *cell) settle(ctx context.Context, last []record.Shot) {
 	if n, err := c.mark(ctx); err == nil {
-		c.hub.wait(ctx, journalBehind, func() bool { return c.hub.journalN >= n })
+		if !c.hub.wait(ctx, journalBehind, func() bool { return c.hub.journalN >= n }) && ctx.Err() == nil {
+			c.hub.with(func() { c.hub.behind++ })
+		}
 	}
 	c.hub.wait(ctx, logPatience, func() bool { return c.logged >= c.answered })
 	if c.item.Cell.Close.Witnessed() {

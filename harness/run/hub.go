@@ -32,6 +32,7 @@ type hub struct {
 	journalN uint64           // last event seen
 	ended    bool             // nothing is recorded any more
 	abort    func(error)      // ends the run: the record cannot be written
+	behind   int              // bursts settled although the journal had not caught up
 	metrics  *metrics.Set
 }
 
@@ -246,10 +247,12 @@ func (c *cellFiles) log(raw string) {
 	c.keep(err)
 }
 
-// result is load.Attack's Result.
+// result is load.Attack's Result. Bodies and headers would be most of the file
+// and say nothing.
 func (c *cellFiles) result(r *vegeta.Result) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	r.Body, r.Headers = nil, nil
 	c.keep(c.attack.Encode(r))
 }
 

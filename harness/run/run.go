@@ -208,6 +208,10 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	r.manifest.Probing = time.Since(probing)
 	r.manifest.Ended = reason
 	err = errors.Join(err, r.hub.end(reason))
+	if n := r.hub.behind; n > 0 {
+		r.manifest.Warnings = append(r.manifest.Warnings,
+			fmt.Sprintf("%d bursts were settled although the origin's journal was more than %s behind", n, journalBehind))
+	}
 	return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest)))
 }
 
