@@ -66,8 +66,8 @@ fuzz: ## fuzz every target in turn, FUZZTIME each
 	printf '%s\n' "$$list" | awk '/^Fuzz/ { names[++n] = $$1 } \
 		$$1 == "ok" { for (i = 1; i <= n; i++) print $$2, names[i]; n = 0 }' | \
 	while read -r pkg name; do \
-		echo "$(GO) test -run ^$$ -fuzz ^$$name\$$ -fuzztime $(FUZZTIME) $$pkg"; \
-		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
+		echo "$(GO) test -run ^$$ -fuzz ^$$name\$$ -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$pkg"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "$$pkg" </dev/null || exit 1; \
 	done
 
 .PHONY: golden

@@ -41,7 +41,7 @@ func (p *progress) show(r run.Progress) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	line := fmt.Sprintf("%d/%d cells decided, %d failures found in %d cells, %s elapsed, at most %s left",
+	line := fmt.Sprintf("%d/%d cells decided, %d failures found in %d cells, %s elapsed, about %s left",
 		r.Decided, r.Total, r.Failures, r.Proven, r.Elapsed.Round(time.Second), r.Left.Round(time.Second))
 	if !p.tty {
 		for _, id := range r.Newly {

@@ -89,8 +89,9 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err != nil {
 		return err
 	}
-	// Fewer collections: each may make a shot late, and a run needs little memory.
+	// Fewer collections, each may make a shot late; but not for any price.
 	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(256 << 20)
 	m := metrics.New()
 	if f.metrics != "" {
 		addr, stop, err := m.Serve(f.metrics)

@@ -39,7 +39,7 @@ type Route struct {
 	Listen   string     `json:"listen"`   // host:port
 	Upstream string     `json:"upstream"` // host:port
 	Idle     string     `json:"idle"`     // Transport.IdleConnTimeout as a Go duration; "off": DisableKeepAlives
-	Retry    spec.Retry `json:"retry"`    // see transport
+	Retry    spec.Retry `json:"retry"`    // see replaying
 }
 
 // ReadConfig reads a configuration strictly.
@@ -49,6 +49,9 @@ func ReadConfig(r io.Reader) (Config, error) {
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
 		return c, fmt.Errorf("gohttp: config: %w", err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return c, errors.New("gohttp: config: something follows the object")
 	}
 	if c.PoolSize < 1 {
 		return c, fmt.Errorf("gohttp: config: pool_size is %d, 1 or more is needed", c.PoolSize)
@@ -85,16 +88,22 @@ func (r Route) idle() (time.Duration, error) {
 	return d, err
 }
 
-// Run serves until ctx is done. Each proxied request becomes one line on
-// logs: the JSON of a record.LogLine.
+// Run serves until ctx is done, and then breaks off what is under way. Each
+// proxied request becomes one line on logs: the JSON of a record.LogLine.
 func Run(ctx context.Context, c Config, logs io.Writer) error {
 	out := &lineLog{w: logs}
 	var servers []*http.Server
+	var pools []*http.Transport
+	var serving sync.WaitGroup
 	errs := make(chan error, len(c.Routes))
 	defer func() {
 		for _, s := range servers {
 			s.Close()
 		}
+		for _, p := range pools {
+			p.CloseIdleConnections()
+		}
+		serving.Wait()
 	}()
 	for _, r := range c.Routes {
 		l, err := net.Listen("tcp", r.Listen)
@@ -102,9 +111,10 @@ func Run(ctx context.Context, c Config, logs io.Writer) error {
 			return fmt.Errorf("gohttp: %w", err)
 		}
 		// No server timeout: the client side must outlive every gap.
-		s := &http.Server{Handler: newHandler(r, c.PoolSize, out), ErrorLog: log.New(io.Discard, "", 0)}
-		servers = append(servers, s)
-		go func() { errs <- s.Serve(l) }()
+		pool := newTransport(r, c.PoolSize)
+		s := &http.Server{Handler: newHandler(r, replaying(pool, r.Retry), out), ErrorLog: log.New(io.Discard, "", 0)}
+		servers, pools = append(servers, s), append(pools, pool)
+		serving.Go(func() { errs <- s.Serve(l) })
 	}
 	select {
 	case <-ctx.Done():
@@ -115,11 +125,11 @@ func Run(ctx context.Context, c Config, logs io.Writer) error {
 }
 
 // newHandler makes a route's proxy.
-func newHandler(r Route, poolSize int, logs *lineLog) http.Handler {
+func newHandler(r Route, transport http.RoundTripper, logs *lineLog) http.Handler {
 	target := &url.URL{Scheme: "http", Host: r.Upstream}
 	p := &httputil.ReverseProxy{
 		Rewrite:   func(pr *httputil.ProxyRequest) { pr.SetURL(target); pr.Out.Host = pr.In.Host },
-		Transport: newTransport(r, poolSize),
+		Transport: transport,
 		ErrorLog:  log.New(io.Discard, "", 0),
 	}
 	p.ErrorHandler = func(w http.ResponseWriter, req *http.Request, err error) {
@@ -140,17 +150,10 @@ func newHandler(r Route, poolSize int, logs *lineLog) http.Handler {
 	})
 }
 
-// newTransport is the pool of a route. How it replays a request that met a
-// dead pooled connection (net/http, Request.isReplayable and
-// persistConn.shouldRetryRequest):
-//
-//   - default: as net/http does it, GET, HEAD, OPTIONS and TRACE only;
-//   - off: never, by handing over a body that cannot be rewound;
-//   - on: every method, by a rewindable body and an Idempotency-Key that is
-//     present but, having no value, not sent.
-func newTransport(r Route, poolSize int) http.RoundTripper {
+// newTransport is the pool of a route.
+func newTransport(r Route, poolSize int) *http.Transport {
 	idle, _ := r.idle() // checked by ReadConfig
-	t := &http.Transport{
+	return &http.Transport{
 		IdleConnTimeout:       idle,
 		DisableKeepAlives:     r.Idle == spec.Off.String(),
 		MaxIdleConns:          0,
@@ -159,7 +162,17 @@ func newTransport(r Route, poolSize int) http.RoundTripper {
 		DisableCompression:    true,
 		ResponseHeaderTimeout: 30 * time.Second,
 	}
-	switch r.Retry {
+}
+
+// replaying sets how t replays a request that met a dead pooled connection
+// (net/http, Request.isReplayable and persistConn.shouldRetryRequest):
+//
+//   - default: as net/http does it, GET, HEAD, OPTIONS and TRACE only;
+//   - off: never, by handing over a body that cannot be rewound;
+//   - on: every method, by a rewindable body and an Idempotency-Key that is
+//     present but, having no value, not sent.
+func replaying(t *http.Transport, retry spec.Retry) http.RoundTripper {
+	switch retry {
 	case spec.RetryOff:
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if req.Body == nil {
@@ -171,7 +184,9 @@ func newTransport(r Route, poolSize int) http.RoundTripper {
 	case spec.RetryOn:
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			req = req.Clone(req.Context())
-			req.Header["Idempotency-Key"] = []string{}
+			if _, ok := req.Header["Idempotency-Key"]; !ok {
+				req.Header["Idempotency-Key"] = []string{}
+			}
 			if req.Body != nil {
 				body, err := io.ReadAll(req.Body)
 				req.Body.Close()
@@ -214,11 +229,21 @@ func (e *entry) gotConn(info httptrace.GotConnInfo) {
 func (e *entry) fail(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.line.Text = err.Error()
+	e.line.Text = shorten(err.Error())
 	e.line.Cause = cause(err)
 	if n := len(e.line.Attempts); n > 0 {
-		e.line.Attempts[n-1].Err = err.Error()
+		e.line.Attempts[n-1].Err = e.line.Text
 	}
+}
+
+// shorten bounds an error text to what record.LogLine promises: net/http
+// quotes what an upstream sent, however long it is.
+func shorten(s string) string {
+	const most = 300
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "")
+	}
+	return s
 }
 
 // finish gives the line of a request answered with status.
@@ -248,7 +273,7 @@ func cause(err error) record.Cause {
 	case errors.As(err, &netErr) && netErr.Timeout(), errors.Is(err, os.ErrDeadlineExceeded),
 		strings.Contains(err.Error(), "timeout awaiting response headers"):
 		return record.CauseTimeout
-	case strings.Contains(err.Error(), "malformed HTTP"):
+	case strings.Contains(err.Error(), "malformed HTTP"), strings.Contains(err.Error(), "malformed MIME header"):
 		return record.CauseNotHTTP
 	}
 	return record.CauseUnknown

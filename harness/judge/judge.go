@@ -159,6 +159,8 @@ func Cause(o record.Observation) record.Cause {
 		return record.CauseClient
 	case record.OutcomePartial:
 		return record.CauseReset
+	case record.OutcomeNotHTTP:
+		return record.CauseNotHTTP
 	}
 	if o.Shot.Status == 504 {
 		return record.CauseTimeout
@@ -215,6 +217,10 @@ func (t *Tally) Done() bool {
 
 // Proven reports whether the cell has its first attributed failure.
 func (t *Tally) Proven() bool { return t.attributed > 0 }
+
+// Missing is the number of aimed shots still to be sent; 0 also for a cell that
+// has them all and is not decided.
+func (t *Tally) Missing() int { return max(t.s.Shots-t.aimed, 0) }
 
 // Failures is the number of client-visible failures so far.
 func (t *Tally) Failures() int { return t.failures }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -62,7 +63,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		conn, err := l.dialer.NewClientConn(ctx, "http", l.addr)
 		if err != nil {
 			s.Sent = time.Now().UnixNano()
-			s.Outcome, s.Err = outcome(err), err.Error()
+			s.Outcome, s.Err = outcome(err), errText(err)
 			if s.Outcome != record.OutcomeRefused && s.Outcome != record.OutcomeTimeout {
 				s.Outcome = record.OutcomeClient
 			}
@@ -74,7 +75,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		s.Planned = p.at.Sub(l.lastEnd)
 		if err := a.Wait(ctx, p.at); err != nil {
 			s.Sent = time.Now().UnixNano()
-			s.Outcome, s.Err = record.OutcomeClient, err.Error()
+			s.Outcome, s.Err = record.OutcomeClient, errText(err)
 			return s, nil, err
 		}
 	}
@@ -98,9 +99,9 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 	case err == nil:
 		s.Outcome = record.OutcomeResponse
 	case s.Status != 0:
-		s.Outcome, s.Err = record.OutcomePartial, err.Error()
+		s.Outcome, s.Err = record.OutcomePartial, errText(err)
 	default:
-		s.Outcome, s.Err = outcome(err), err.Error()
+		s.Outcome, s.Err = outcome(err), errText(err)
 	}
 	if err != nil {
 		l.drop()
@@ -129,8 +130,21 @@ func outcome(err error) record.Outcome {
 		return record.OutcomeClient
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), closedIdle(err):
 		return record.OutcomeClosed
+	case strings.Contains(err.Error(), "malformed"):
+		return record.OutcomeNotHTTP
 	}
 	return record.OutcomeClient
+}
+
+// errText is the text of an error, cut to what record.Shot promises: net/http
+// quotes what it received, however long it is.
+func errText(err error) string {
+	const most = 300
+	s := err.Error()
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "")
+	}
+	return s
 }
 
 // closedIdle recognises net/http's unexported errServerClosedIdle.

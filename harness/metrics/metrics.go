@@ -76,6 +76,9 @@ func (s *Set) States(count map[string]int) {
 
 // Text is the current state in the text exposition format.
 func (s *Set) Text() ([]byte, error) {
+	if s == nil {
+		return nil, nil
+	}
 	families, err := s.registry.Gather()
 	if err != nil {
 		return nil, err
@@ -93,6 +96,9 @@ func (s *Set) Text() ([]byte, error) {
 // Serve answers GET /metrics on addr until stop is called. It returns the
 // address bound.
 func (s *Set) Serve(addr string) (bound string, stop func(), err error) {
+	if s == nil {
+		return "", func() {}, nil
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return "", nil, err

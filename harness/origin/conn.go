@@ -106,7 +106,7 @@ type cause struct {
 func (c *conn) event(kind record.EventKind) record.Event {
 	e := record.Event{Server: c.server.Name, Conn: c.id, Kind: kind, Cell: c.cell, Seq: c.seq}
 	switch kind {
-	case record.EventAccept, record.EventLate, record.EventClose:
+	case record.EventAccept, record.EventRequest, record.EventLate, record.EventClose:
 		e.Peer = c.peer
 	}
 	return e

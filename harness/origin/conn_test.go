@@ -169,9 +169,9 @@ func TestMoments(t *testing.T) {
 		}
 		const peer = ":2"
 		add(record.Event{At: at(0), Kind: record.EventAccept, Peer: peer})
-		add(record.Event{At: at(5 * time.Millisecond), Kind: record.EventRequest, Cell: "cell", Seq: 6, Method: "GET", Nth: 1, Executed: true})
+		add(record.Event{At: at(5 * time.Millisecond), Kind: record.EventRequest, Cell: "cell", Seq: 6, Method: "GET", Peer: peer, Nth: 1, Executed: true})
 		add(record.Event{At: at(15 * time.Millisecond), Kind: record.EventIdle, Cell: "cell", Seq: 6})
-		add(record.Event{At: at(115 * time.Millisecond), Kind: record.EventRequest, Cell: "cell", Seq: 7, Method: "GET", Nth: 2, Executed: true,
+		add(record.Event{At: at(115 * time.Millisecond), Kind: record.EventRequest, Cell: "cell", Seq: 7, Method: "GET", Peer: peer, Nth: 2, Executed: true,
 			Idle: 100 * time.Millisecond})
 		add(record.Event{At: at(125 * time.Millisecond), Kind: record.EventIdle, Cell: "cell", Seq: 7})
 		add(record.Event{At: at(725 * time.Millisecond), Kind: record.EventClose, Cell: "cell", Seq: 7, Nth: 2, Peer: peer,

@@ -19,12 +19,13 @@ const (
 	RoleMustNotRace = "must-not-race" // negative control
 )
 
-// Timeouts of the controls. The upstream's is the scenario's smallest, at most
-// controlUpstreamIdle: any racing pair shows that the race can be seen here,
-// and a short one shows it soon.
+// Timeouts of the controls. The upstream's is the scenario's smallest, within
+// these bounds: any racing pair shows that the race can be seen here, and a
+// short one shows it soon, if it is long enough to be aimed at.
 const (
-	controlUpstreamIdle = 500 * time.Millisecond
-	controlProxyIdle    = time.Minute
+	controlUpstreamIdle      = 500 * time.Millisecond
+	controlUpstreamIdleLeast = 100 * time.Millisecond
+	controlProxyIdle         = time.Minute
 )
 
 // Item is one cell or control of a run.
@@ -62,6 +63,7 @@ func New(s *spec.Scenario, unsupported func(spec.Cell) string) Plan {
 		for _, d := range s.Axes.UpstreamIdle {
 			idle = min(idle, d)
 		}
+		idle = max(idle, controlUpstreamIdleLeast)
 		race := spec.Cell{Proxy: px.Name, Upstream: s.Upstream.Kind, ProxyIdle: spec.Idle(controlProxyIdle), UpstreamIdle: idle,
 			Method: "POST", Retry: spec.RetryOff, Close: spec.CloseFIN}
 		if unsupported(race) != "" {

@@ -1,8 +1,6 @@
 package record
 
-import (
-	"sort"
-)
+import "slices"
 
 // Joiner puts the witnesses' lines together, request by request, in one pass.
 // Its memory is bounded by what is in flight: a burst or two of every cell, and
@@ -79,7 +77,7 @@ func (j *Joiner) Flush() {
 	for name := range j.cells {
 		names = append(names, name)
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	for _, name := range names {
 		j.giveOut(j.cells[name], ^uint64(0))
 	}
@@ -186,7 +184,7 @@ func (j *Joiner) giveOut(c *joinCell, upto uint64) {
 			seqs = append(seqs, seq)
 		}
 	}
-	sort.Slice(seqs, func(a, b int) bool { return seqs[a] < seqs[b] })
+	slices.Sort(seqs)
 	var newest int64
 	for _, seq := range seqs {
 		o := c.pending[seq]

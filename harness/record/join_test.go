@@ -76,21 +76,19 @@ func join(grace bool, in ...Line) []string {
 
 // summary is an observation in short; the numbers are those of connections.
 func summary(o Observation) string {
-	s := fmt.Sprintf("%s/%d", o.Shot.Cell, o.Shot.Seq)
-	list := func(what string, events []Event) {
+	out := []string{fmt.Sprintf("%s/%d", o.Shot.Cell, o.Shot.Seq)}
+	list := func(events []Event) {
 		for _, e := range events {
-			s += fmt.Sprintf(" %s%d", what, e.Conn)
+			out = append(out, fmt.Sprintf("%s%d", e.Kind, e.Conn))
 		}
 	}
-	list("request", o.Requests)
-	list("late", o.Late)
+	list(o.Requests)
+	list(o.Late)
 	if len(o.Logs) > 0 {
-		s += fmt.Sprintf(" logs=%d", len(o.Logs))
+		out = append(out, fmt.Sprintf("logs=%d", len(o.Logs)))
 	}
-	for _, e := range o.Before {
-		s += fmt.Sprintf(" %s%d", e.Kind, e.Conn)
-	}
-	return s
+	list(o.Before)
+	return strings.Join(out, " ")
 }
 
 func TestJoiner(t *testing.T) {
@@ -168,6 +166,10 @@ func TestJoiner(t *testing.T) {
 			in:   []Line{shot("b", 1), shot("b", 0), shot("a", 7), settled("b", 0), flush, flush},
 			want: []string{"b/0", "a/7", "b/1"},
 		}, {
+			name: "the stream goes on after a flush",
+			in:   []Line{shot("c", 0), flush, shot("c", 1), settled("c", 1)},
+			want: []string{"c/0", "c/1"},
+		}, {
 			name:  "flush ends the grace",
 			grace: true,
 			in:    []Line{shot("c", 0), settled("c", 0), shot("c", 1), flush},
@@ -211,6 +213,15 @@ func TestJoiner(t *testing.T) {
 			in: []Line{accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), accept(2, p), request(2, "c", 1), idle(2),
 				shot("c", 2), logged("c", 2, reset), settled("c", 2)},
 			want: []string{"close 1", "c/2 logs=1"},
+		}, {
+			name: "named: an older connection of that address was forgotten",
+			in: []Line{
+				accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), accept(2, p), request(2, "c", 1), idle(2),
+				on("s", Event{Kind: EventClose, Conn: 2, Cell: "c", At: keepClosed + 1, By: ByUpstream, Why: WhyIdleTimeout}),
+				{T: KindShot, Shot: &Shot{Cell: "c", Seq: 2, Sent: keepClosed + 2}}, settled("c", 2),
+				shot("c", 3), logged("c", 3, reset), settled("c", 3),
+			},
+			want: []string{"close 1", "close 2", "c/2", "c/3 logs=1 idle2 close2"},
 		}, {
 			// Linux gives one local port to connections to several addresses.
 			name: "not named: the address is in use at another server as well",

@@ -23,6 +23,7 @@ const (
 	OutcomeClosed   Outcome = "closed"   // the connection ended in order (FIN) without a response
 	OutcomeReset    Outcome = "reset"    // the connection was reset before a response
 	OutcomePartial  Outcome = "partial"  // a response began and did not end
+	OutcomeNotHTTP  Outcome = "not-http" // an answer that is no HTTP
 	OutcomeRefused  Outcome = "refused"  // no connection to the proxy could be made
 	OutcomeTimeout  Outcome = "timeout"  // no response in time
 	OutcomeClient   Outcome = "client"   // a fault on our own side (file descriptors, cancelled)
@@ -55,7 +56,7 @@ type Shot struct {
 	Status  int           `json:"status"`            // 0 without a response
 	Outcome Outcome       `json:"outcome"`
 	Fresh   bool          `json:"fresh,omitempty"` // first request of this client connection
-	Err     string        `json:"err,omitempty"`
+	Err     string        `json:"err,omitempty"`   // at most 300 bytes
 }
 
 // Failed reports whether the client saw a failure: a 5xx, or no complete
@@ -110,7 +111,7 @@ type Event struct {
 	Server   string        `json:"server"`             // name of the origin's server (one per upstream setting)
 	Conn     uint64        `json:"conn"`               // connection number, unique in the origin process
 	Kind     EventKind     `json:"kind"`               //
-	Peer     string        `json:"peer,omitempty"`     // remote address "ip:port" of the connection
+	Peer     string        `json:"peer,omitempty"`     // accept, request, late, close: remote address "ip:port" of the connection
 	Cell     string        `json:"cell,omitempty"`     // request id, first half; on close: of the connection's last request
 	Seq      uint64        `json:"seq,omitempty"`      // request id, second half
 	Method   string        `json:"method,omitempty"`   // request, late

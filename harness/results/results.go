@@ -152,10 +152,14 @@ func (f *Folder) WriteFile(name string, data []byte) error {
 		return err
 	}
 	tmp := name + ".part"
-	if err := f.root.WriteFile(tmp, data, 0o644); err != nil {
-		return err
+	err := f.root.WriteFile(tmp, data, 0o644)
+	if err == nil {
+		err = f.root.Rename(tmp, name)
 	}
-	return f.root.Rename(tmp, name)
+	if err != nil {
+		f.root.Remove(tmp)
+	}
+	return err
 }
 
 // WriteJSON writes v indented.
@@ -171,11 +175,11 @@ func (f *Folder) WriteJSON(name string, v any) error {
 func (f *Folder) Manifest() (record.Manifest, error) {
 	var m record.Manifest
 	b, err := f.root.ReadFile(ManifestFile)
-	if err != nil {
-		return m, err
+	if err == nil {
+		err = json.Unmarshal(b, &m)
 	}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return m, fmt.Errorf("%s: %w", filepath.Join(f.Path, ManifestFile), err)
+	if err != nil {
+		return m, f.fault(ManifestFile, err)
 	}
 	if m.Schema != record.ManifestSchema {
 		return m, fmt.Errorf("%s: schema is %q, this program reads %q", filepath.Join(f.Path, ManifestFile), m.Schema, record.ManifestSchema)
@@ -187,13 +191,27 @@ func (f *Folder) Manifest() (record.Manifest, error) {
 func (f *Folder) Scenario() (*spec.Scenario, error) {
 	b, err := f.root.ReadFile(ScenarioFile)
 	if err != nil {
-		return nil, err
+		return nil, f.fault(ScenarioFile, err)
 	}
 	return spec.Read(filepath.Join(f.Path, ScenarioFile), b, nil)
 }
 
 // Observations opens the run's record.
-func (f *Folder) Observations() (io.ReadCloser, error) { return f.root.Open(ObservationsFile) }
+func (f *Folder) Observations() (io.ReadCloser, error) {
+	file, err := f.root.Open(ObservationsFile)
+	if err != nil {
+		return nil, f.fault(ObservationsFile, err)
+	}
+	return file, nil
+}
+
+// fault says of which file err is: an os.Root knows names below it only.
+func (f *Folder) fault(name string, err error) error {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err
+	}
+	return fmt.Errorf("%s: %w", filepath.Join(f.Path, name), err)
+}
 
 // Judge judges the stored run again, from its record.
 func (f *Folder) Judge() (*judge.Document, *spec.Scenario, error) {
@@ -212,7 +230,7 @@ func (f *Folder) Judge() (*judge.Document, *spec.Scenario, error) {
 	defer obs.Close()
 	d, err := judge.Judge(m, s, record.Read(obs))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", filepath.Join(f.Path, ObservationsFile), err)
+		return nil, nil, f.fault(ObservationsFile, err)
 	}
 	return d, s, nil
 }

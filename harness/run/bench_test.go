@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
+	"gonum.org/v1/gonum/stat"
 
+	"idlerace/harness/judge"
 	"idlerace/harness/plan"
 	"idlerace/harness/proxy"
 	"idlerace/harness/record"
@@ -294,4 +297,56 @@ func (s *benchStack) vegeta(b *testing.B, rate int) float64 {
 	late := s.lateIDs(b, name, before)
 	b.Logf("vegeta %d/s: %d failures, %d attributed", rate, failed, late)
 	return float64(late) / perSide.Minutes()
+}
+
+// BenchmarkWitness runs the witnessed close beside an ordinary one on a racing
+// pair and reports the share of aimed shots that failed under each, in per
+// cent, with the half width of its 95 % interval. The shots of a burst share
+// their moment, so the interval is over bursts. z is the difference in standard
+// errors: beyond 2 the two would disagree.
+func BenchmarkWitness(b *testing.B) {
+	self := program(b)
+	for _, name := range []string{"gohttp", benchProxy(b)} {
+		b.Run(name, func(b *testing.B) {
+			s := scenario(b, fmt.Sprintf(`version: 1
+name: witness
+proxies: [%s]
+axes: {proxy_idle: [2s], upstream_idle: [500ms], method: [POST], close: [fin, plain]}
+probe: {shots: 4000, budget: 120s, until: shots}
+`, name))
+			fin, plain := s.Cells()[0], s.Cells()[1]
+			bursts := map[string]map[int][]float64{fin.ID(): {}, plain.ID(): {}}
+			for b.Loop() {
+				folder, _ := runOnce(b, self, s, nil)
+				eachLine(b, folder, func(l record.Line) {
+					if l.Shot == nil || bursts[l.Shot.Cell] == nil || !judge.InZone(*l.Shot) {
+						return
+					}
+					failed := 0.0
+					if l.Shot.Failed() {
+						failed = 100
+					}
+					bursts[l.Shot.Cell][l.Shot.Burst] = append(bursts[l.Shot.Cell][l.Shot.Burst], failed)
+				})
+			}
+			finMean, finErr := overBursts(bursts[fin.ID()])
+			plainMean, plainErr := overBursts(bursts[plain.ID()])
+			b.ReportMetric(finMean, "fin-%")
+			b.ReportMetric(1.96*finErr, "fin-±")
+			b.ReportMetric(plainMean, "plain-%")
+			b.ReportMetric(1.96*plainErr, "plain-±")
+			b.ReportMetric(math.Abs(finMean-plainMean)/math.Hypot(finErr, plainErr), "z")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// overBursts is the mean of the bursts' means, and its standard error.
+func overBursts(bursts map[int][]float64) (mean, stderr float64) {
+	var means []float64
+	for _, shots := range bursts {
+		means = append(means, stat.Mean(shots, nil))
+	}
+	mean, sd := stat.MeanStdDev(means, nil)
+	return mean, stat.StdErr(sd, float64(len(means)))
 }

@@ -149,6 +149,17 @@ func (c *cell) decided() bool {
 	return c.done
 }
 
+// left estimates how long the cell still needs; rest for one that may need any
+// number of bursts. It needs the hub's lock.
+func (c *cell) left(rest time.Duration) time.Duration {
+	missing := c.tally.Missing()
+	if missing == 0 {
+		return rest
+	}
+	bursts := (missing + c.lanes - 1) / c.lanes
+	return time.Duration(bursts) * (c.item.Cell.UpstreamIdle + load.MinHold)
+}
+
 // waitForCloses lets one side or the other close every idle connection. The
 // limit is generous: what is measured here is how late a timer really is.
 func (c *cell) waitForCloses(ctx context.Context) {

@@ -51,7 +51,7 @@ type Progress struct {
 	Failures       int // client-visible, so far
 	Proven         int // cells and controls with an attributed failure
 	Elapsed        time.Duration
-	Left           time.Duration // at most; the budget's rest
+	Left           time.Duration // estimated: the slowest cell's bursts still to come; at most the budget's rest
 	Newly          []string      // ids decided since the last call, with their state
 }
 
@@ -126,6 +126,9 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
 			return nil, environment(errors.New("no proxy of the scenario can run here"))
 		}
 		return nil, errors.New("no cell is left to run")
+	}
+	if err := openFiles(s.Probe.Lanes * len(p.Items)); err != nil {
+		return nil, environment(err)
 	}
 	m := record.Manifest{
 		Schema: record.ManifestSchema, Scenario: s.Name, Seed: o.Seed, Started: time.Now().UTC(), Command: o.Command,
@@ -419,6 +422,15 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (rea
 	case calm.Err() != nil:
 		return context.Cause(calm).Error(), context.Cause(calm)
 	}
+	done := true
+	r.hub.with(func() {
+		for _, c := range r.cells {
+			done = done && c.tally.Done()
+		}
+	})
+	if !done { // no burst was left that fits into the budget
+		return record.EndBudget, nil
+	}
 	return record.EndDone, nil
 }
 
@@ -505,7 +517,7 @@ func (r *run) report(attacking <-chan struct{}) {
 		case <-tick.C:
 		}
 		p := Progress{Total: len(r.cells), Elapsed: time.Since(begun)}
-		p.Left = max(r.scenario.Probe.Budget-p.Elapsed, 0)
+		rest := max(r.scenario.Probe.Budget-p.Elapsed, 0)
 		states := map[string]int{}
 		r.hub.flush()
 		r.hub.with(func() {
@@ -516,7 +528,9 @@ func (r *run) report(attacking <-chan struct{}) {
 				if c.tally.Proven() {
 					p.Proven++
 				}
-				if c.done {
+				if !c.done {
+					p.Left = max(p.Left, c.left(rest))
+				} else {
 					p.Decided++
 					if !told[c.item.ID] {
 						told[c.item.ID] = true
@@ -525,6 +539,7 @@ func (r *run) report(attacking <-chan struct{}) {
 				}
 			}
 		})
+		p.Left = min(p.Left, rest)
 		r.Metrics.States(states)
 		if r.Progress != nil {
 			r.Progress(p)

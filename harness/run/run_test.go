@@ -203,6 +203,15 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestOpenFiles(t *testing.T) {
+	if err := openFiles(1); err != nil {
+		t.Errorf("one lane: %v", err)
+	}
+	if err := openFiles(1 << 40); err == nil || !strings.Contains(err.Error(), "ulimit -n") {
+		t.Errorf("too many lanes: %v", err)
+	}
+}
+
 func TestRequired(t *testing.T) {
 	t.Setenv(RequireVar, " nginx,envoy  docker,")
 	if got := Required(); !slices.Equal(got, []string{"nginx", "envoy", "docker"}) {

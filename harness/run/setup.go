@@ -97,6 +97,20 @@ func kernel() string {
 	return unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
 }
 
+// openFiles checks that the files and sockets of a run may be open at once. A
+// proxy that serves all cells needs the most: a client's connection and an
+// upstream's for each lane.
+func openFiles(lanes int) error {
+	var have unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &have) != nil {
+		return nil // nothing known, nothing to say
+	}
+	if need := uint64(2*lanes + 1024); need > have.Cur {
+		return fmt.Errorf("%d client connections need %d open files per process, the limit is %d; raise it (ulimit -n %d), or lower probe.lanes", lanes, need, have.Cur, need)
+	}
+	return nil
+}
+
 // find looks for all proxies of a scenario.
 func find(ctx context.Context, s *spec.Scenario, o Options) (found map[string]Found, missing []record.Unavailable, err error) {
 	found = map[string]Found{}

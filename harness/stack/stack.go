@@ -63,10 +63,10 @@ func (e *ExitError) Error() string {
 	return b.String()
 }
 
-// AddressInUse reports whether the service ended because another process had
-// taken one of its ports.
+// AddressInUse reports whether the service ended, or was not started, because
+// another process had taken one of its ports.
 func (e *ExitError) AddressInUse() bool {
-	for _, l := range e.Tail {
+	for _, l := range append([]string{e.Reason}, e.Tail...) {
 		if strings.Contains(strings.ToLower(l), "address already in use") {
 			return true
 		}

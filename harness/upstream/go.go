@@ -28,6 +28,9 @@ func (goServer) Render(servers []plan.Server, addrs map[string]string, admin str
 			IdleTimeout: origin.Duration(srv.IdleTimeout), Close: srv.Close})
 		s.Ready = append(s.Ready, addrs[srv.Name])
 	}
+	if err := cfg.Validate(); err != nil {
+		return s, fmt.Errorf("origin: render: %w", err)
+	}
 	b, err := json.MarshalIndent(cfg, "", "  ")
 	if err != nil {
 		return s, fmt.Errorf("origin: render: %w", err)

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"idlerace/harness/stack"
@@ -24,6 +25,11 @@ const (
 	readyTimeout = 20 * time.Second
 	readyPoll    = 5 * time.Millisecond
 	tailLines    = 10
+
+	// A killed process takes a moment to be gone, one in an uninterruptible
+	// sleep may take long.
+	groupGrace = time.Second
+	groupPoll  = time.Millisecond
 )
 
 // Runtime starts child processes: each in a process group of its own, with a
@@ -76,6 +82,14 @@ func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
+	// The process works in dir; a relative path means one from here.
+	binary, err = filepath.Abs(binary)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	if err := notTaken(s); err != nil {
+		return nil, err
+	}
 	args := make([]string, len(s.Args))
 	for i, a := range s.Args {
 		args[i] = strings.ReplaceAll(a, "{dir}", dir)
@@ -109,6 +123,21 @@ func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack
 		return nil, errors.Join(err, p.Stop(stopNow))
 	}
 	return p, nil
+}
+
+// notTaken fails when somebody listens on an address of s already: whoever
+// answers there would pass for s, which is about to die of it.
+func notTaken(s stack.Service) error {
+	for _, addr := range s.Ready {
+		l, err := net.Listen("tcp", addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return &stack.ExitError{Service: s.Name, Reason: err.Error()}
+		}
+		if err == nil {
+			l.Close()
+		}
+	}
+	return nil
 }
 
 // createLog opens for appending: a service may open the same file itself.
@@ -166,6 +195,9 @@ func (p *process) wait() {
 	}
 	// What it started shares its process group; nothing of it may stay.
 	killGroup(p.cmd.Process.Pid)
+	for end := time.Now().Add(groupGrace); !groupGone(p.cmd.Process.Pid) && time.Now().Before(end); {
+		time.Sleep(groupPoll)
+	}
 	p.mu.Lock()
 	p.err = &stack.ExitError{Service: p.service.Name, Reason: reason, Tail: p.tail()}
 	p.mu.Unlock()
@@ -174,21 +206,31 @@ func (p *process) wait() {
 
 // ready waits until every Ready address accepts a connection.
 func (p *process) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	limited, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	begun := time.Now()
 	var d net.Dialer
 	for _, addr := range p.service.Ready {
+		var why error
 		for {
-			conn, err := d.DialContext(ctx, "tcp", addr)
+			conn, err := d.DialContext(limited, "tcp", addr)
 			if err == nil {
 				conn.Close()
 				break
 			}
+			// An attempt cut short says less than the one before it.
+			if netErr, ok := errors.AsType[net.Error](err); why == nil || !ok || !netErr.Timeout() {
+				why = err
+			}
 			select {
 			case <-p.done:
 				return p.Err()
-			case <-ctx.Done():
-				return &stack.ExitError{Service: p.service.Name, Reason: fmt.Sprintf("not ready after %s: %v", readyTimeout, err), Tail: p.tail()}
+			case <-limited.Done():
+				if errors.Is(ctx.Err(), context.Canceled) {
+					return fmt.Errorf("%s: %w", p.service.Name, context.Cause(ctx))
+				}
+				return &stack.ExitError{Service: p.service.Name, Tail: p.tail(),
+					Reason: fmt.Sprintf("not ready after %s: %v", time.Since(begun).Round(time.Millisecond), why)}
 			case <-time.After(readyPoll):
 			}
 		}

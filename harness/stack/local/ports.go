@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"syscall"
 )
 
 // Ports of services are taken below Linux' default range of ephemeral ports
@@ -25,18 +26,26 @@ type Ports struct {
 
 // Reserve binds n free ports. The caller must Release them.
 func Reserve(n int) (*Ports, error) {
+	tooFew := fmt.Errorf("fewer than %d free TCP ports between %d and %d on 127.0.0.1", n, firstPort, lastPort)
+	if n > lastPort-firstPort+1 {
+		return nil, tooFew
+	}
 	p := &Ports{}
 	port := firstPort + rand.IntN(lastPort-firstPort)
 	for tried := 0; len(p.listeners) < n; tried++ {
 		if tried > lastPort-firstPort {
 			p.Release()
-			return nil, fmt.Errorf("fewer than %d free TCP ports between %d and %d on 127.0.0.1", n, firstPort, lastPort)
+			return nil, tooFew
 		}
 		if port++; port > lastPort {
 			port = firstPort
 		}
 		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		l, err := net.Listen("tcp", addr)
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			p.Release()
+			return nil, fmt.Errorf("%d TCP ports: %w", n, err)
+		}
 		if err != nil {
 			continue
 		}
