@@ -18,7 +18,8 @@ const (
 	laneStep   = 40 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
 	laneSpread = 600 * time.Microsecond // of a burst's lanes at least
 	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
-	recent     = 512                    // samples kept of each kind
+	recent     = 512                    // closes kept of each side
+	recentHits = 100
 )
 
 // Aim decides at which ages a cell is shot at. It learns the real close times
@@ -31,7 +32,7 @@ type Aim struct {
 	upstream []time.Duration // idle time at which the upstream closed one of the cell's connections
 	direct   []time.Duration // the same, measured without a proxy
 	proxy    []time.Duration // idle time at which the proxy closed
-	hits     []time.Duration // client ages that met a stale connection
+	hits     []time.Duration // the latest client ages that met a stale connection
 	offset   time.Duration   // upstream's age minus client's age of the same shot
 
 	behind time.Duration   // how far to move forward after the next burst behind the edge
@@ -42,9 +43,9 @@ type Aim struct {
 // NewAim draws from rng.
 func NewAim(rng *rand.Rand) *Aim { return &Aim{rng: rng, behind: behindStep} }
 
-func keep(s *[]time.Duration, d time.Duration) {
-	if *s = append(*s, d); len(*s) > recent {
-		*s = (*s)[len(*s)-recent:]
+func keep(s *[]time.Duration, d time.Duration, most int) {
+	if *s = append(*s, d); len(*s) > most {
+		*s = (*s)[len(*s)-most:]
 	}
 }
 
@@ -52,7 +53,7 @@ func keep(s *[]time.Duration, d time.Duration) {
 func (a *Aim) Direct(after time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	keep(&a.direct, after)
+	keep(&a.direct, after, recent)
 }
 
 // Close takes the end of one of the cell's upstream connections.
@@ -61,9 +62,9 @@ func (a *Aim) Close(e record.Event) {
 	defer a.mu.Unlock()
 	switch {
 	case e.IdleClosed():
-		keep(&a.upstream, e.Idle)
+		keep(&a.upstream, e.Idle, recent)
 	case e.By == record.ByPeer && e.Idle > 0:
-		keep(&a.proxy, e.Idle)
+		keep(&a.proxy, e.Idle, recent)
 	}
 }
 
@@ -74,7 +75,7 @@ func (a *Aim) Observe(o record.Observation) {
 	// A failure counts as a hit too: not every close leaves a witness.
 	stale := len(o.Late) > 0 || o.Shot.Failed()
 	if stale {
-		keep(&a.hits, o.Shot.Age)
+		keep(&a.hits, o.Shot.Age, recentHits)
 	}
 	if o.Shot.Age == 0 || o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetProxy {
 		return
@@ -168,7 +169,7 @@ func (a *Aim) Gaps(n int, target string) (gaps []time.Duration, edge time.Durati
 	switch {
 	case which < 0.1:
 		from, to = edge-wideHalf, edge+wideHalf
-	case which < 0.7 && len(a.hits) > 0 && target == record.TargetUpstream:
+	case which < 0.75 && len(a.hits) > 0 && target == record.TargetUpstream:
 		h := a.hits[int(pick*float64(len(a.hits)))]
 		if (h - edge).Abs() <= wideHalf {
 			from, to = h-hitPad, h+hitPad

@@ -126,10 +126,11 @@ func (r *rig) Pace(_ time.Duration, hits uint64) (time.Duration, bool) {
 		return 0, true
 	}
 	// All lanes count from one moment, the end of the burst before, and not each
-	// from its own: a burst that came apart comes together again.
+	// from its own last response: that is when the upstream's connections went
+	// idle, and a burst that came apart comes together again.
 	due, end := b.Start, BurstEnd(last)
 	for i := range r.lanes {
-		p := plannedShot{phase: b.Phase, target: b.Target, edge: b.Edge, burst: r.burst, hold: max(b.Hold, MinHold)}
+		p := plannedShot{phase: b.Phase, target: b.Target, edge: b.Edge, burst: r.burst, hold: max(b.Hold, MinHold), idleSince: end}
 		if b.Gaps != nil {
 			p.at = end.Add(b.Gaps[i])
 			if early := p.at.Add(-lead); i == 0 || early.Before(due) {
@@ -148,18 +149,26 @@ func (r *rig) Pace(_ time.Duration, hits uint64) (time.Duration, bool) {
 	return 0, false
 }
 
-// BurstEnd is the moment from which the gaps after a burst count: when the
-// median of its responses ended.
+// BurstEnd is the moment from which ages after a burst count, the client's
+// notion of when the burst's upstream connections went idle: the median end of
+// its answers. Failures are left out where there is an answer, they end early.
 func BurstEnd(shots []record.Shot) time.Time {
-	if len(shots) == 0 {
+	var answered, all []int64
+	for _, s := range shots {
+		end := s.Sent + int64(s.Latency)
+		all = append(all, end)
+		if !s.Failed() {
+			answered = append(answered, end)
+		}
+	}
+	if len(answered) > 0 {
+		all = answered
+	}
+	if len(all) == 0 {
 		return time.Time{}
 	}
-	ends := make([]int64, len(shots))
-	for i, s := range shots {
-		ends[i] = s.Sent + int64(s.Latency)
-	}
-	slices.Sort(ends)
-	return time.Unix(0, ends[len(ends)/2])
+	slices.Sort(all)
+	return time.Unix(0, all[len(all)/2])
 }
 
 // Rate implements vegeta.Pacer; a burst has none.

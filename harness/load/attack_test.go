@@ -118,11 +118,32 @@ func TestAgesAreThePlannedOnes(t *testing.T) {
 			}
 		}
 	}
-	// The third burst counts from the median end of the second, whose lanes
-	// ended 3 ms apart.
-	for lane, want := range []time.Duration{time.Second, time.Second, time.Second} {
-		if got[2][lane].Age != want {
-			t.Errorf("lane %d: age %s after a burst that came apart, want %s", lane, got[2][lane].Age, want)
+	// All lanes count from one moment, also after a burst whose lanes ended 3 ms
+	// apart.
+	for b := 1; b < 3; b++ {
+		for lane, want := range gapsOf(time.Second, time.Second+3*time.Millisecond, time.Second-3*time.Millisecond) {
+			if got[b][lane].Age != want {
+				t.Errorf("burst %d lane %d: age %s, want %s", b, lane, got[b][lane].Age, want)
+			}
+		}
+	}
+}
+
+func TestAgesCountFromTheAnswers(t *testing.T) {
+	shot := func(sent, latency int64, status int) record.Shot {
+		return record.Shot{Sent: sent, Latency: time.Duration(latency), Status: status, Outcome: record.OutcomeResponse}
+	}
+	for name, c := range map[string]struct {
+		shots []record.Shot
+		want  time.Time
+	}{
+		"none":                {nil, time.Time{}},
+		"the median":          {[]record.Shot{shot(10, 5, 200), shot(10, 900, 200), shot(10, 7, 200)}, time.Unix(0, 17)},
+		"failures end early":  {[]record.Shot{shot(10, 1, 502), shot(10, 1, 502), shot(10, 50, 200)}, time.Unix(0, 60)},
+		"nothing but failure": {[]record.Shot{shot(10, 1, 502), shot(10, 3, 502), shot(10, 2, 502)}, time.Unix(0, 12)},
+	} {
+		if got := BurstEnd(c.shots); !got.Equal(c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
 }

@@ -21,14 +21,12 @@ const shotTimeout = 15 * time.Second
 
 // lane is one client connection to the proxy. It owns the connection, so that
 // nothing is ever sent again behind its back (net/http's Transport replays an
-// idempotent request on a dead reused connection; ClientConn does not), and it
-// knows when its last response ended.
+// idempotent request on a dead reused connection; ClientConn does not).
 type lane struct {
-	n       int
-	addr    string // of the proxy
-	dialer  *http.Transport
-	conn    *http.ClientConn
-	lastEnd time.Time // zero: no response yet
+	n      int
+	addr   string // of the proxy
+	dialer *http.Transport
+	conn   *http.ClientConn
 }
 
 // plannedShot is what a lane is to do in a burst.
@@ -39,6 +37,8 @@ type plannedShot struct {
 	edge   time.Duration
 	burst  int
 	hold   time.Duration
+
+	idleSince time.Time // ages count from here; zero: there was nothing before
 }
 
 func newLane(n int, addr string, dial dialFunc) *lane {
@@ -71,8 +71,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		}
 		l.conn, s.Fresh = conn, true
 	}
-	if !l.lastEnd.IsZero() && !p.at.IsZero() {
-		s.Planned = p.at.Sub(l.lastEnd)
+	if !p.at.IsZero() {
 		if err := a.Wait(ctx, p.at); err != nil {
 			s.Sent = time.Now().UnixNano()
 			s.Outcome, s.Err = record.OutcomeClient, errText(err)
@@ -80,8 +79,11 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		}
 	}
 	sent := time.Now()
-	if !l.lastEnd.IsZero() {
-		s.Age = sent.Sub(l.lastEnd)
+	if !p.idleSince.IsZero() {
+		s.Age = sent.Sub(p.idleSince)
+		if !p.at.IsZero() {
+			s.Planned = p.at.Sub(p.idleSince)
+		}
 	}
 	s.Sent = sent.UnixNano()
 	resp, err := l.conn.RoundTrip(req.WithContext(ctx))
@@ -92,9 +94,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 		s.Status = resp.StatusCode
 	}
-	end := time.Now()
-	s.Latency = end.Sub(sent)
-	l.lastEnd = end
+	s.Latency = time.Since(sent)
 	switch {
 	case err == nil:
 		s.Outcome = record.OutcomeResponse

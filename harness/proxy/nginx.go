@@ -204,6 +204,10 @@ func nginxError(line string) (record.LogLine, bool) {
 // nginxCause reads ngx_http_upstream.c's own texts.
 func nginxCause(text string) record.Cause {
 	switch {
+	case strings.Contains(text, "client prematurely closed connection"):
+		return record.CauseClient
+	case strings.Contains(text, "while reading upstream"): // in the middle of a response
+		return record.CauseReset
 	case strings.Contains(text, "prematurely closed connection"), strings.Contains(text, "(32: "):
 		return record.CauseClosedEarly
 	case strings.Contains(text, "connect() failed"), strings.Contains(text, "no live upstreams"):

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"sort"
+	"strings"
 
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
@@ -97,11 +98,13 @@ func ByName(name string) (Adapter, error) {
 	return nil, fmt.Errorf("no proxy is called %q; there are %v", name, Names())
 }
 
-// shorten bounds a log text to what LogLine.Text promises.
+// shorten bounds a log text to what LogLine.Text promises, in valid UTF-8 so
+// that it is no longer after it was stored.
 func shorten(s string) string {
 	const most = 300
+	s = strings.ToValidUTF8(s, "?")
 	if len(s) > most {
-		return s[:most]
+		s = strings.ToValidUTF8(s[:most], "")
 	}
 	return s
 }

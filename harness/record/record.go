@@ -48,8 +48,8 @@ type Shot struct {
 	Burst   int           `json:"burst"`             // 0-based
 	Phase   Phase         `json:"phase"`             //
 	Target  string        `json:"target,omitempty"`  // aimed shots: "upstream" or "proxy", the edge aimed at
-	Planned time.Duration `json:"planned_ns"`        // gap asked for; 0 for the first shot of a lane
-	Age     time.Duration `json:"age_ns"`            // gap measured: last response byte of the lane to this request's first; 0 for the first
+	Planned time.Duration `json:"planned_ns"`        // age asked for; 0: at once
+	Age     time.Duration `json:"age_ns"`            // time since the burst before was answered (the median of its answers), when its upstream connections went idle; 0 for the first burst
 	Edge    time.Duration `json:"edge_ns,omitempty"` // aimed shots: the age at which that edge was expected
 	Sent    int64         `json:"sent"`              // Unix time in ns
 	Latency time.Duration `json:"latency_ns"`        // request sent to last response byte or failure
