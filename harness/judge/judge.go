@@ -50,14 +50,13 @@ type Tally struct {
 	s Subject
 
 	shots, aimed, failures, attributed, attributedAimed int
-	late, retried, twice, reused                        int
+	late, lateFailed, retried, twice, reused            int
 	causes, statuses                                    map[string]int
 	upstreamClosed, proxyClosed, direct                 sample
 	lateAges                                            sample
 	otherTexts                                          string // one text of an unattributed failure
 	raced, replayed                                     *Example
 	orphans                                             int
-	fresh                                               int // aimed shots that went out over a new upstream connection
 }
 
 // NewTally begins a tally.
@@ -84,8 +83,6 @@ func (t *Tally) Observe(o record.Observation) {
 		}
 		if e.Nth > 1 {
 			t.reused++
-		} else if aimed {
-			t.fresh++
 		}
 	}
 	if executed > 1 {
@@ -114,6 +111,9 @@ func (t *Tally) Observe(o record.Observation) {
 		return
 	}
 	t.attributed++
+	if len(o.Late) > 0 {
+		t.lateFailed++
+	}
 	if aimed {
 		t.attributedAimed++
 	}
@@ -319,14 +319,8 @@ func (t *Tally) why(v Verdict) string {
 	case spec.Broken:
 		return t.s.Fault
 	case spec.Races:
-		why := fmt.Sprintf("%d of %s met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s): %s",
-			t.attributed, plural(t.shots, c.Method), spec.FormatDuration(c.UpstreamIdle), t.measuredClose(), t.failedAs())
-		if t.late > 0 {
-			why += "; the origin saw " + those(t.late, "request id") + " arrive after its FIN and executed none of the failed"
-		} else {
-			why += "; the proxy's log names the closed connection and the origin executed none of them"
-		}
-		return why
+		return fmt.Sprintf("%d of %s met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s): %s; %s",
+			t.attributed, plural(t.shots, c.Method), spec.FormatDuration(c.UpstreamIdle), t.measuredClose(), t.failedAs(), t.witnesses())
 	case spec.Masked:
 		return fmt.Sprintf("%d of %s met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s); %s sent each again and every client got its answer; %s executed twice",
 			t.late, plural(t.shots, c.Method), spec.FormatDuration(c.UpstreamIdle), t.measuredClose(), c.Proxy, numberOrNone(t.twice))
@@ -339,6 +333,20 @@ func (t *Tally) why(v Verdict) string {
 			t.proxyClosed.n, ms(t.proxyClosed.max), ms(t.margin()), ms(t.upstreamEarliest()), bound)
 	}
 	return t.missing()
+}
+
+// witnesses says who ties the attributed failures to the idle close.
+func (t *Tally) witnesses() string {
+	late, logged := t.lateFailed, t.attributed-t.lateFailed
+	switch {
+	case late == 1 && logged == 0:
+		return "the origin saw it arrive after its FIN, and did not execute it"
+	case logged == 0:
+		return "the origin saw every one of them arrive after its FIN, and executed none"
+	case late == 0:
+		return "the proxy's log names the closed connection, the request was never sent on it and never executed"
+	}
+	return fmt.Sprintf("the origin saw %d of them arrive after its FIN, for the other %d the proxy's log names the closed connection; none was executed", late, logged)
 }
 
 // missing says what an inconclusive cell lacks.
@@ -422,13 +430,6 @@ func plural(n int, what string) string {
 		return fmt.Sprintf("%d %ss", n, what)
 	}
 	return fmt.Sprintf("%d %ss", n, what)
-}
-
-func those(n int, what string) string {
-	if n == 1 {
-		return "that " + what
-	}
-	return fmt.Sprintf("%d such %ss", n, what)
 }
 
 func times(n int) string {

@@ -87,7 +87,11 @@ func TestStates(t *testing.T) {
 	}{
 		"nothing happened": {tell(racing), spec.Inconclusive, "no request was recorded", false},
 		"one proven failure races": {tell(racing).answered(50, 2).upstreamCloses(50).observe(func(o *record.Observation) { failed502(o); late(o) }),
-			spec.Races, "1 of 51 POSTs met an upstream connection that the upstream's idle timer had just closed (set 1s, measured 1000ms): 1 x 502; the origin saw that request id", false},
+			spec.Races, "1 of 51 POSTs met an upstream connection that the upstream's idle timer had just closed (set 1s, measured 1000ms): 1 x 502; the origin saw it arrive after its FIN, and did not execute it", false},
+		"two kinds of proof": {tell(racing).upstreamCloses(3).observe(func(o *record.Observation) { failed502(o); late(o) }).observe(func(o *record.Observation) {
+			failed502(o)
+			o.Before = []record.Event{{Kind: record.EventClose, By: record.ByUpstream, Why: record.WhyIdleTimeout}}
+		}), spec.Races, "the origin saw 1 of them arrive after its FIN, for the other 1 the proxy's log names the closed connection", false},
 		"enough proofs end a cell": {tell(racing).upstreamCloses(3).
 			observe(func(o *record.Observation) { failed502(o); late(o) }).observe(func(o *record.Observation) { failed502(o); late(o) }).
 			observe(func(o *record.Observation) { o.Shot.Status, o.Shot.Outcome = 0, record.OutcomeClosed; late(o) }),
