@@ -21,6 +21,10 @@ const (
 	// Zone is how near to the expected upstream close an aimed shot's measured
 	// age must be to count as sent where the danger would be.
 	Zone = 10 * time.Millisecond
+	// edgeTrust is how far the close that shots were aimed at may be from the
+	// measured one: what a client's ages and the upstream's may differ by, with
+	// room. Shots aimed elsewhere count for nothing.
+	edgeTrust = 30 * time.Millisecond
 	// Slack is the least margin between the proxy's latest close and the
 	// upstream's earliest that counts as the proxy closing first by its timer
 	// and not by luck: the granularity of the timers seen so far, with room.
@@ -72,7 +76,7 @@ func (t *Tally) Observe(o record.Observation) {
 	} else {
 		t.statuses[string(o.Shot.Outcome)]++
 	}
-	aimed := InZone(o.Shot)
+	aimed := InZone(o.Shot) && t.trusts(o.Shot.Edge)
 	if aimed {
 		t.aimed++
 	}
@@ -126,6 +130,17 @@ func (t *Tally) Observe(o record.Observation) {
 // went out near it.
 func InZone(s record.Shot) bool {
 	return s.Phase == record.PhaseAimed && s.Target == record.TargetUpstream && (s.Age-s.Edge).Abs() <= Zone
+}
+
+// trusts reports whether an expected close is near the measured one.
+func (t *Tally) trusts(edge time.Duration) bool {
+	switch {
+	case t.direct.n > 0 && (edge-t.direct.min).Abs() <= edgeTrust:
+		return true
+	case t.upstreamClosed.n > 0 && (edge-t.upstreamClosed.min).Abs() <= edgeTrust:
+		return true
+	}
+	return t.direct.n+t.upstreamClosed.n == 0
 }
 
 // Cause says why a failed request failed, from all its witnesses. It is

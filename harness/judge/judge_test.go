@@ -143,6 +143,8 @@ func TestStates(t *testing.T) {
 		}), spec.Inconclusive, "connect() failed", false},
 		"aimed elsewhere does not count": {tell(off).answered(299, 1).observe(func(o *record.Observation) { o.Shot.Age += Zone + 1 }),
 			spec.Inconclusive, "299 aimed shots, 300 needed", false},
+		"aimed at another moment than the measured close does not count": {tell(racing).direct(2*time.Second).answered(100, 2).answered(300, 1).proxyCloses(80, 700*msec),
+			spec.Inconclusive, "0 aimed shots, 300 needed", false},
 		"unsupported": {story{NewTally(Subject{Item: plan.Item{Cell: unsupported, Unsupported: "cannot"}})}, spec.Unsupported, "cannot", true},
 		"broken": {story{NewTally(Subject{Item: plan.Item{Cell: racing}, Fault: "px: exit status 1", Shots: shots})},
 			spec.Broken, "exit status 1", true},

@@ -20,6 +20,7 @@ const (
 	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
 	recent     = 512                    // closes kept of each side
 	recentHits = 100
+	mostOffset = 20 * time.Millisecond // between the upstream's notion of an age and the client's
 )
 
 // Aim decides at which ages a cell is shot at. It learns the real close times
@@ -35,9 +36,10 @@ type Aim struct {
 	hits     []time.Duration // the latest client ages that met a stale connection
 	offset   time.Duration   // upstream's age minus client's age of the same shot
 
-	behind time.Duration   // how far to move forward after the next burst behind the edge
-	dead   int             // shots of the burst under way that met no living connection
-	alive  []time.Duration // offsets of those that met one
+	forward time.Duration   // moved forward since the offset was learnt
+	behind  time.Duration   // how far to move on after the next burst behind the edge
+	dead    int             // shots of the burst under way that met no living connection
+	alive   []time.Duration // offsets of those that met one
 }
 
 // NewAim draws from rng.
@@ -77,7 +79,7 @@ func (a *Aim) Observe(o record.Observation) {
 	if stale {
 		keep(&a.hits, o.Shot.Age, recentHits)
 	}
-	if o.Shot.Age == 0 || o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetProxy {
+	if o.Shot.Age == 0 {
 		return
 	}
 	if stale {
@@ -96,17 +98,24 @@ func (a *Aim) Observe(o record.Observation) {
 
 // EndBurst learns from the burst whose requests have been observed. When all
 // of it met living connections, their ages tell how far the client's are from
-// the upstream's. When none did, the aim is behind the edge and moves forward.
-// In between is where the edge is.
-func (a *Aim) EndBurst(phase record.Phase) {
+// the upstream's. When none did although the upstream's timer does fire here,
+// the aim is behind the edge and moves forward, but not for ever. In between is
+// where the edge is.
+func (a *Aim) EndBurst(phase record.Phase, target string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch alive, all := len(a.alive), len(a.alive)+a.dead; {
 	case all == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
 	case alive*10 >= all*9:
-		a.offset, a.behind = quantile(a.alive, 0.5), behindStep
-	case alive*10 <= all && phase == record.PhaseAimed:
-		a.offset += a.behind
+		// More than that is a burst that came apart, and no offset.
+		if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset {
+			a.offset, a.forward, a.behind = o, 0, behindStep
+		}
+	case alive*10 <= all && phase == record.PhaseAimed && target == record.TargetUpstream && len(a.upstream) > 0:
+		if a.forward += a.behind; a.forward > wideHalf {
+			a.forward = 0
+			a.behind = behindStep
+		}
 		a.behind = min(2*a.behind, wideHalf)
 	default:
 		a.behind = behindStep
@@ -147,7 +156,7 @@ func (a *Aim) spread(target string) (lo, mid, hi time.Duration) {
 	if target == record.TargetProxy {
 		s = a.proxy
 	}
-	off := a.offset
+	off := a.offset + a.forward
 	if len(s) == 0 {
 		return 0, 0, 0
 	}

@@ -25,7 +25,7 @@ func burst(a *Aim, phase record.Phase, n int, age, idle time.Duration, nth int) 
 		a.Observe(record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age, Outcome: record.OutcomeResponse, Status: 200},
 			Requests: []record.Event{{Nth: nth, Idle: idle}}})
 	}
-	a.EndBurst(phase)
+	a.EndBurst(phase, record.TargetUpstream)
 }
 
 func TestAimLearnsTheOffset(t *testing.T) {
@@ -52,6 +52,11 @@ func TestAimLearnsTheOffset(t *testing.T) {
 	if got := a.Edge(record.TargetProxy); got != 698*time.Millisecond {
 		t.Errorf("the proxy's edge: %s", got)
 	}
+	// A burst that came apart tells nothing.
+	burst(a, record.PhaseReuse, 40, 20*time.Millisecond, 80*time.Millisecond, 2)
+	if got := a.Edge(record.TargetUpstream); got != 998*time.Millisecond {
+		t.Errorf("after a burst that came apart: %s", got)
+	}
 	// A burst that met only living connections tells the offset anew...
 	burst(a, record.PhaseAimed, 40, 990*time.Millisecond, 995*time.Millisecond, 3)
 	if got := a.Edge(record.TargetUpstream); got != 995*time.Millisecond {
@@ -71,6 +76,27 @@ func TestAimLearnsTheOffset(t *testing.T) {
 	}
 	if steps[0] <= 0 || steps[1] <= steps[0] || steps[2] <= steps[1] {
 		t.Errorf("steps forward: %v", steps)
+	}
+	for range 100 {
+		burst(a, record.PhaseAimed, 40, 999*time.Millisecond, 0, 1)
+		if d := 995*time.Millisecond - a.Edge(record.TargetUpstream); d < 0 || d > wideHalf {
+			t.Fatalf("%s in front of the measured edge", d)
+		}
+	}
+}
+
+// TestFreshConnectionsMoveNoAim: where the proxy closes first, or pools
+// nothing, every aimed shot goes over a new connection, and the aim must stay
+// at the measured close.
+func TestFreshConnectionsMoveNoAim(t *testing.T) {
+	a := newTestAim()
+	a.Direct(time.Second)
+	a.Close(idleClose(record.ByPeer, 700*time.Millisecond))
+	for range 100 {
+		burst(a, record.PhaseAimed, 40, time.Second, 0, 1)
+	}
+	if got := a.Edge(record.TargetUpstream); got != time.Second {
+		t.Errorf("edge %s, measured 1s", got)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"idlerace/harness/spec"
@@ -87,10 +88,8 @@ func (p *Plan) add(it Item, unsupported func(spec.Cell) string) {
 	if it.Unsupported != "" {
 		return
 	}
-	for _, have := range p.Servers {
-		if have == s {
-			return
-		}
+	if slices.Contains(p.Servers, s) {
+		return
 	}
 	p.Servers = append(p.Servers, s)
 }

@@ -190,8 +190,8 @@ func nginxError(line string) (record.LogLine, bool) {
 		return record.LogLine{}, false
 	}
 	text := line
-	if i := strings.Index(line, ": *"); i >= 0 { // date, level, pid#tid, then ": *connection "
-		if _, after, ok := strings.Cut(line[i+3:], " "); ok {
+	if _, after, ok := strings.Cut(line, ": *"); ok { // date, level, pid#tid, then ": *connection "
+		if _, after, ok := strings.Cut(after, " "); ok {
 			text = after
 		}
 	}

@@ -213,9 +213,10 @@ func TestServes(t *testing.T) {
 				}
 			}
 			// The first route's idle timeout, counted from before its last request.
-			sent := time.Now()
 			ask(t, client, in.Routes[0], 3)
-			conn := up.conn(pathOf(in.Routes[0], 3))
+			sent := time.Now()
+			ask(t, client, in.Routes[0], 4)
+			conn := up.conn(pathOf(in.Routes[0], 4))
 			eventually(t, "the proxy closing its idle connection", func() bool { _, ok := up.closedAt(conn); return ok })
 			at, _ := up.closedAt(conn)
 			if d := at.Sub(sent); d < 290*time.Millisecond {

@@ -181,7 +181,7 @@ axes: {proxy_idle: [500ms, 1s, 1500ms, 2s], upstream_idle: [500ms, 1s, 1500ms, 2
 const perSide = time.Minute
 
 // BenchmarkAgainstVegeta compares attributed failures per minute on one racing
-// pair (proxy 60 s, upstream 1 s, POST): this program's aimed bursts, and plain
+// pair (proxy 60 s, upstream 1 s, POST): this program's aimed bursts of 200 lanes, and plain
 // vegeta at constant rates, one after the other on the same proxy process. The
 // origin attributes for both: a failure counts when it saw the request late.
 func BenchmarkAgainstVegeta(b *testing.B) {
@@ -190,7 +190,7 @@ func BenchmarkAgainstVegeta(b *testing.B) {
 name: vegeta
 proxies: [%s]
 axes: {proxy_idle: [1m], upstream_idle: [1s], method: [POST]}
-probe: {shots: 1000000, budget: 1m, until: shots}
+probe: {lanes: 200, shots: 1000000, budget: 1m, until: shots}
 `, benchProxy(b)))
 	for b.Loop() {
 		st := startStack(b, self, s)

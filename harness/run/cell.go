@@ -131,7 +131,7 @@ func (c *cell) settle(ctx context.Context, last []record.Shot) {
 	}
 	end := last[len(last)-1]
 	c.hub.add(record.Line{T: record.KindSettled, Settled: &record.Settled{Cell: c.item.ID, Burst: end.Burst, Seq: maxSeq(last)}})
-	c.aim.EndBurst(end.Phase)
+	c.aim.EndBurst(end.Phase, end.Target)
 }
 
 func maxSeq(shots []record.Shot) uint64 {

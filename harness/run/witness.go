@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -55,6 +56,11 @@ func (j *journal) mark(ctx context.Context) (uint64, error) {
 	return m.N, json.NewDecoder(resp.Body).Decode(&m)
 }
 
+// journalBatch bounds the events handed to the hub in one go. What a burst
+// leaves to be written down is read while other bursts are sent: small bites
+// keep it from making them late.
+const journalBatch = 16
+
 // follow hands every event to the hub until ctx is done or the origin is gone.
 // It calls connected once the stream stands.
 func (j *journal) follow(ctx context.Context, h *hub, connected func()) error {
@@ -79,10 +85,11 @@ func (j *journal) follow(ctx context.Context, h *hub, connected func()) error {
 			return fmt.Errorf("origin: journal: %w", err)
 		}
 		batch = append(batch, record.Line{T: record.KindEvent, Event: &e})
-		if br.Buffered() == 0 || len(batch) >= 256 {
+		if br.Buffered() == 0 || len(batch) >= journalBatch {
 			h.add(batch...)
 			batch = batch[:0]
 		}
+		runtime.Gosched() // a lane whose moment has come goes first
 	}
 }
 
@@ -110,6 +117,7 @@ func tail(ctx context.Context, a proxy.Adapter, inst stack.Instance, h *hub) err
 				if l, ok := a.Parse(line); ok {
 					h.addLog(l, line)
 				}
+				runtime.Gosched()
 			}); err != nil {
 				return err
 			}
