@@ -60,7 +60,7 @@ type Tally struct {
 	lateAges                                            sample
 	otherTexts                                          string // one text of an unattributed failure
 	raced, replayed                                     *Example
-	orphans                                             int
+	orphans, unreached                                  int
 }
 
 // NewTally begins a tally.
@@ -76,7 +76,12 @@ func (t *Tally) Observe(o record.Observation) {
 	} else {
 		t.statuses[string(o.Shot.Outcome)]++
 	}
-	aimed := InZone(o.Shot) && t.trusts(o.Shot.Edge)
+	// A request that the proxy answered by itself tested nothing.
+	reached := len(o.Requests)+len(o.Late) > 0
+	if !reached && !o.Shot.Failed() {
+		t.unreached++
+	}
+	aimed := InZone(o.Shot) && t.trusts(o.Shot.Edge) && (reached || o.Shot.Failed())
 	if aimed {
 		t.aimed++
 	}
@@ -316,6 +321,9 @@ func (t *Tally) Verdict() Verdict {
 	v.Why = t.why(v)
 	if t.orphans > 0 {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%d late requests were reported after their burst had been settled", t.orphans))
+	}
+	if t.unreached > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%s answered %s without asking the upstream", c.Proxy, plural(t.unreached, "request")))
 	}
 	if v.State == spec.Races && v.Other > 0 {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%d failures had another or an unproven cause: %s", v.Other, t.otherTexts))

@@ -145,6 +145,8 @@ func TestStates(t *testing.T) {
 			spec.Inconclusive, "299 aimed shots, 300 needed", false},
 		"aimed at another moment than the measured close does not count": {tell(racing).direct(2*time.Second).answered(100, 2).answered(300, 1).proxyCloses(80, 700*msec),
 			spec.Inconclusive, "0 aimed shots, 300 needed", false},
+		"a request that never reached the upstream does not count": {tell(off).answered(299, 1).observe(func(o *record.Observation) { o.Shot.Status = 404 }),
+			spec.Inconclusive, "299 aimed shots, 300 needed", false},
 		"unsupported": {story{NewTally(Subject{Item: plan.Item{Cell: unsupported, Unsupported: "cannot"}})}, spec.Unsupported, "cannot", true},
 		"broken": {story{NewTally(Subject{Item: plan.Item{Cell: racing}, Fault: "px: exit status 1", Shots: shots})},
 			spec.Broken, "exit status 1", true},
@@ -176,8 +178,9 @@ func TestNumbers(t *testing.T) {
 	})
 	s.observe(func(o *record.Observation) { o.Requests = []record.Event{{Executed: true}, {Executed: true}} })
 	s.observe(func(o *record.Observation) { o.Shot.Status = 504 })
+	s.observe(func(o *record.Observation) { o.Shot.Status = 404 }) // the proxy's own answer
 	v := s.t.Verdict()
-	if v.Shots != 303 || v.AimedShots != 302 || v.Failures != 5 || v.Attributed != 4 || v.Other != 1 || v.Late != 4 || v.Retried != 0 || v.Twice != 1 {
+	if v.Shots != 304 || v.AimedShots != 302 || v.Failures != 5 || v.Attributed != 4 || v.Other != 1 || v.Late != 4 || v.Retried != 0 || v.Twice != 1 {
 		t.Errorf("%+v", v)
 	}
 	if v.Statuses["502"] != 4 || v.Statuses["504"] != 1 || v.Causes[string(record.CauseIdleClose)] != 4 || v.Causes[string(record.CauseTimeout)] != 1 {
@@ -195,7 +198,7 @@ func TestNumbers(t *testing.T) {
 	if v.Example == nil || v.Example.Seq != 1000 {
 		t.Errorf("example %v", v.Example)
 	}
-	if len(v.Warnings) != 2 {
+	if len(v.Warnings) != 3 {
 		t.Errorf("warnings %q", v.Warnings)
 	}
 }

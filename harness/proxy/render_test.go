@@ -86,7 +86,7 @@ func compareGolden(t *testing.T, path, got string) {
 }
 
 func describe(s stack.Service) string {
-	return fmt.Sprintf("name: %s\nbinary: %s\nargs: %q\nready: %q\n", s.Name, s.Binary, s.Args, s.Ready)
+	return fmt.Sprintf("name: %s\nbinary: %s\nargs: %q\nready: %q %s\n", s.Name, s.Binary, s.Args, s.Ready, s.ReadyPath)
 }
 
 func TestRender(t *testing.T) {

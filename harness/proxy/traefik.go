@@ -73,6 +73,8 @@ func (t traefik) Render(in Input) (stack.Service, error) {
 		Name:   t.Name(),
 		Binary: "traefik",
 		Args:   []string{"--configFile={dir}/traefik.yaml"},
+		// It accepts some 100 ms before it has routers, and answers 404 meanwhile.
+		ReadyPath: "/ping",
 	}
 	var static, dynamic strings.Builder
 	data := traefikData(in, in.Routes)
@@ -162,6 +164,7 @@ accessLog:
       names: {X-Vegeta-Attack: keep, X-Vegeta-Seq: keep}
 providers:
   file: {filename: dynamic.yaml, watch: false}
+ping: {manualRouting: true}
 {{template "entryPoints" .}}`))
 
 var traefikDynamic = template.Must(template.New("dynamic").Parse(`http:
@@ -169,6 +172,7 @@ var traefikDynamic = template.Must(template.New("dynamic").Parse(`http:
 {{- range .Routes}}
     # {{.ID}}
     r{{.N}}: {entryPoints: [e{{.N}}], rule: "PathPrefix(` + "`/`" + `)", service: s{{.N}}{{if .Retry}}, middlewares: [again]{{end}}}
+    ready{{.N}}: {entryPoints: [e{{.N}}], rule: "Path(` + "`/ping`" + `)", service: ping@internal}
 {{- end}}
   services:
 {{- range .Routes}}

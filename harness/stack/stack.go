@@ -19,6 +19,10 @@ type Service struct {
 	Args   []string
 
 	Ready []string // host:port addresses that accept connections when it is up
+
+	// ReadyPath is for a service that accepts before it serves: when it is up,
+	// a GET of this path is answered 200 at every Ready address.
+	ReadyPath string
 }
 
 // Instance is a started Service.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,18 +205,17 @@ func (p *process) wait() {
 	close(p.done)
 }
 
-// ready waits until every Ready address accepts a connection.
+// ready waits until every Ready address accepts a connection, and answers if
+// there is a ReadyPath.
 func (p *process) ready(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	begun := time.Now()
-	var d net.Dialer
 	for _, addr := range p.service.Ready {
 		var why error
 		for {
-			conn, err := d.DialContext(limited, "tcp", addr)
+			err := knock(limited, addr, p.service.ReadyPath)
 			if err == nil {
-				conn.Close()
 				break
 			}
 			// An attempt cut short says less than the one before it.
@@ -242,6 +242,31 @@ func (p *process) ready(ctx context.Context) error {
 	default:
 		return nil
 	}
+}
+
+// knock connects to addr and, where there is a path, wants it answered 200.
+func knock(ctx context.Context, addr, path string) error {
+	if path == "" {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", req.URL, resp.Status)
+	}
+	return nil
 }
 
 func (p *process) Stop(ctx context.Context) error {
