@@ -95,7 +95,9 @@ The admin address answers:
   GET /health                        200 when up, with the addresses
   GET /config                        the configuration in force
 
-A request is known by its headers X-Vegeta-Attack and X-Vegeta-Seq.`,
+A request is known by its headers X-Vegeta-Attack and X-Vegeta-Seq. With
+X-Idlerace-Hold: 12ms the requests of one X-Vegeta-Attack that arrive within
+that time are answered together.`,
 		Example: `  idlerace serve origin --listen 127.0.0.1:9000 --idle 5s
   idlerace serve origin --listen 127.0.0.1:9000 --idle 5s --close rst --hint 5
   idlerace serve origin --listen 127.0.0.1:9000 --trap-after 1

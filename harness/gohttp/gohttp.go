@@ -140,8 +140,8 @@ func newHandler(r Route, transport http.RoundTripper, logs *lineLog) http.Handle
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		e := &entry{upstream: r.Upstream}
-		e.line.Cell = req.Header.Get("X-Vegeta-Attack")
-		e.line.Seq, _ = strconv.ParseUint(req.Header.Get("X-Vegeta-Seq"), 10, 64)
+		e.line.Cell = req.Header.Get(record.HeaderCell)
+		e.line.Seq, _ = strconv.ParseUint(req.Header.Get(record.HeaderSeq), 10, 64)
 		ctx := context.WithValue(req.Context(), entryKey{}, e)
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: e.gotConn})
 		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}

@@ -177,7 +177,7 @@ func (r *rig) Rate(time.Duration) float64 { return 0 }
 // RoundTrip sends one request on the lane its sequence number belongs to.
 func (r *rig) RoundTrip(req *http.Request) (*http.Response, error) {
 	defer r.inFlight.Done()
-	seq, err := strconv.ParseUint(req.Header.Get("X-Vegeta-Seq"), 10, 64)
+	seq, err := strconv.ParseUint(req.Header.Get(record.HeaderSeq), 10, 64)
 	if err != nil {
 		return nil, errors.New("load: request without a sequence number")
 	}

@@ -157,15 +157,11 @@ func closedIdle(err error) bool {
 	return false
 }
 
-// holdHeader asks the origin to answer a burst's requests together, see
-// origin.HoldHeader.
-const holdHeader = "X-Idlerace-Hold"
-
 // prepared gives a copy of req whose path carries the request id as well, for
 // proxies whose error log names a request by nothing else.
 func prepared(req *http.Request, cell string, seq uint64, hold time.Duration) *http.Request {
 	out := req.Clone(req.Context())
-	out.Header.Set(holdHeader, hold.String())
+	out.Header.Set(record.HeaderHold, hold.String())
 	out.URL = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: "/" + cell + "/" + strconv.FormatUint(seq, 10)}
 	return out
 }

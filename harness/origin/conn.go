@@ -219,11 +219,11 @@ func (c *conn) begin() {
 // request journals r, whose body has been read. Its moment is that of its
 // first byte.
 func (c *conn) request(r *http.Request, executed bool) {
-	seq, _ := strconv.ParseUint(r.Header.Get(seqHeader), 10, 64)
+	seq, _ := strconv.ParseUint(r.Header.Get(record.HeaderSeq), 10, 64)
 	c.mu.Lock()
 	// The strings of the request before are kept where they are equal, so that
 	// a journal of one cell does not hold its id once per event.
-	if cell := r.Header.Get(cellHeader); cell != c.cell {
+	if cell := r.Header.Get(record.HeaderCell); cell != c.cell {
 		c.cell = cell
 	}
 	if r.Method != c.method {
@@ -402,9 +402,9 @@ func requestID(b []byte) (method, cell string, seq uint64) {
 		}
 		name, value, _ := bytes.Cut(line, []byte(":"))
 		switch {
-		case bytes.EqualFold(name, []byte(cellHeader)):
+		case bytes.EqualFold(name, []byte(record.HeaderCell)):
 			cell = string(bytes.TrimSpace(value))
-		case bytes.EqualFold(name, []byte(seqHeader)):
+		case bytes.EqualFold(name, []byte(record.HeaderSeq)):
 			seq, _ = strconv.ParseUint(string(bytes.TrimSpace(value)), 10, 64)
 		}
 	}

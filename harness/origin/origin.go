@@ -42,28 +42,12 @@ const (
 // each take to finish when the origin is told to stop.
 const stopGrace = 5 * time.Second
 
-// HoldHeader is a request header that has this response wait for others: the
-// requests of one X-Vegeta-Attack that arrive within the given time (a Go
-// duration, at most a minute) of the first are answered together at its end,
-// in addition to the server's Delay. A client that sends a burst so has it in
-// flight together, each request on an upstream connection of its own, and all
-// these connections go idle in the same moment. Without it a proxy serves a
-// burst of quick responses over a handful of connections, and there is little
-// to go stale.
-const (
-	HoldHeader = "X-Idlerace-Hold"
-	maxHold    = time.Minute
-)
+// maxHold bounds what record.HeaderHold may ask for.
+const maxHold = time.Minute
 
 // connHeader is the response header with the journal's number of the
 // connection.
 const connHeader = "X-Idlerace-Conn"
-
-// Headers of the request id, as vegeta sets them.
-const (
-	cellHeader = "X-Vegeta-Attack"
-	seqHeader  = "X-Vegeta-Seq"
-)
 
 // Run listens on every address of cfg, calls ready once with the addresses
 // bound (server name to "ip:port", and "admin"), and serves until ctx is done.
@@ -487,14 +471,14 @@ type holds struct {
 	open map[string]chan struct{} // closed when the answers go out
 }
 
-// wait holds r back as its HoldHeader asks and reports whether its context let
+// wait holds r back as record.HeaderHold asks and reports whether its context let
 // it. A header that is no duration up to maxHold asks for nothing.
 func (h *holds) wait(r *http.Request) bool {
-	d, err := time.ParseDuration(r.Header.Get(HoldHeader))
+	d, err := time.ParseDuration(r.Header.Get(record.HeaderHold))
 	if err != nil || d <= 0 || d > maxHold {
 		return true
 	}
-	cell := r.Header.Get(cellHeader)
+	cell := r.Header.Get(record.HeaderCell)
 	h.mu.Lock()
 	out := h.open[cell]
 	if out == nil {

@@ -5,6 +5,22 @@ package record
 
 import "time"
 
+// Request headers that client, proxies and origin agree on. The first two are
+// vegeta's own and together the request id.
+const (
+	HeaderCell = "X-Vegeta-Attack" // id of the cell or control
+	HeaderSeq  = "X-Vegeta-Seq"    // number of the request within the cell
+
+	// HeaderHold has the origin answer a burst together: the requests of one
+	// cell that arrive within the given time (a Go duration, at most a minute)
+	// of the first are answered at its end. So all of them are in flight
+	// together, each on an upstream connection of its own, and all these
+	// connections go idle in the same moment. Without it a proxy serves a burst
+	// of quick responses over a handful of connections, and there is little to
+	// go stale.
+	HeaderHold = "X-Idlerace-Hold"
+)
+
 // Kinds of line in observations.jsonl, the value of "t".
 const (
 	KindShot    = "shot"    // Shot: the client's statement
