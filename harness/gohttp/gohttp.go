@@ -229,21 +229,11 @@ func (e *entry) gotConn(info httptrace.GotConnInfo) {
 func (e *entry) fail(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.line.Text = shorten(err.Error())
+	e.line.Text = record.Short(err.Error())
 	e.line.Cause = cause(err)
 	if n := len(e.line.Attempts); n > 0 {
 		e.line.Attempts[n-1].Err = e.line.Text
 	}
-}
-
-// shorten bounds an error text to what record.LogLine promises: net/http
-// quotes what an upstream sent, however long it is.
-func shorten(s string) string {
-	const most = 300
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "")
-	}
-	return s
 }
 
 // finish gives the line of a request answered with status.

@@ -63,7 +63,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 		conn, err := l.dialer.NewClientConn(ctx, "http", l.addr)
 		if err != nil {
 			s.Sent = time.Now().UnixNano()
-			s.Outcome, s.Err = outcome(err), errText(err)
+			s.Outcome, s.Err = outcome(err), record.Short(err.Error())
 			if s.Outcome != record.OutcomeRefused && s.Outcome != record.OutcomeTimeout {
 				s.Outcome = record.OutcomeClient
 			}
@@ -74,7 +74,7 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 	if !p.at.IsZero() {
 		if err := a.Wait(ctx, p.at); err != nil {
 			s.Sent = time.Now().UnixNano()
-			s.Outcome, s.Err = record.OutcomeClient, errText(err)
+			s.Outcome, s.Err = record.OutcomeClient, record.Short(err.Error())
 			return s, nil, err
 		}
 	}
@@ -99,9 +99,9 @@ func (l *lane) shoot(ctx context.Context, a *Alarm, p plannedShot, req *http.Req
 	case err == nil:
 		s.Outcome = record.OutcomeResponse
 	case s.Status != 0:
-		s.Outcome, s.Err = record.OutcomePartial, errText(err)
+		s.Outcome, s.Err = record.OutcomePartial, record.Short(err.Error())
 	default:
-		s.Outcome, s.Err = outcome(err), errText(err)
+		s.Outcome, s.Err = outcome(err), record.Short(err.Error())
 	}
 	if err != nil {
 		l.drop()
@@ -134,17 +134,6 @@ func outcome(err error) record.Outcome {
 		return record.OutcomeNotHTTP
 	}
 	return record.OutcomeClient
-}
-
-// errText is the text of an error, cut to what record.Shot promises: net/http
-// quotes what it received, however long it is.
-func errText(err error) string {
-	const most = 300
-	s := err.Error()
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "")
-	}
-	return s
 }
 
 // closedIdle recognises net/http's unexported errServerClosedIdle.

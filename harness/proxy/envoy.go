@@ -200,7 +200,7 @@ func (envoy) Parse(line string) (record.LogLine, bool) {
 	out := record.LogLine{Cell: a.Cell, Seq: seq, Status: a.Status}
 	failed := a.Flags != "" && a.Flags != "-"
 	if failed {
-		out.Text = shorten(a.Flags + " " + a.Details)
+		out.Text = record.Short(a.Flags + " " + a.Details)
 		out.Cause = envoyCause(strings.Split(a.Flags, ","), a.Details)
 	}
 	// The line describes the last attempt; of those before it says only that

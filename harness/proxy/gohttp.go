@@ -58,6 +58,6 @@ func (goHTTP) Parse(line string) (record.LogLine, bool) {
 	if err := json.Unmarshal([]byte(line), &l); err != nil || l.Cell == "" {
 		return record.LogLine{}, false
 	}
-	l.Text = shorten(l.Text)
+	l.Text = record.Short(l.Text)
 	return l, true
 }

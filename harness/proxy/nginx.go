@@ -198,7 +198,7 @@ func nginxError(line string) (record.LogLine, bool) {
 	if i := strings.Index(text, ", client: "); i >= 0 {
 		text = text[:i]
 	}
-	return record.LogLine{Cell: m[1], Seq: seq, Cause: nginxCause(text), Text: shorten(text)}, true
+	return record.LogLine{Cell: m[1], Seq: seq, Cause: nginxCause(text), Text: record.Short(text)}, true
 }
 
 // nginxCause reads ngx_http_upstream.c's own texts.

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -340,19 +339,6 @@ func TestParseGarbage(t *testing.T) {
 				t.Errorf("%s reads %q as %+v", a.Name(), line, l)
 			}
 		}
-	}
-}
-
-func TestShorten(t *testing.T) {
-	long := strings.Repeat("é", 200) // 400 bytes
-	for _, in := range []string{"", "text", long, "x" + long, strings.Repeat("\xff", 400), "a\xffb"} {
-		got := shorten(in)
-		if len(got) > 300 || !utf8.ValidString(got) {
-			t.Errorf("shorten(%q) = %q, %d bytes", in, got, len(got))
-		}
-	}
-	if got := shorten("x" + long); len(got) != 299 {
-		t.Errorf("%d bytes are left of a text that has a rune across the 300th, want 299", len(got))
 	}
 }
 

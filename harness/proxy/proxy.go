@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"regexp"
 	"sort"
-	"strings"
 
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
@@ -96,15 +95,4 @@ func ByName(name string) (Adapter, error) {
 		return a, nil
 	}
 	return nil, fmt.Errorf("no proxy is called %q; there are %v", name, Names())
-}
-
-// shorten bounds a log text to what LogLine.Text promises, in valid UTF-8 so
-// that it is no longer after it was stored.
-func shorten(s string) string {
-	const most = 300
-	s = strings.ToValidUTF8(s, "?")
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "")
-	}
-	return s
 }

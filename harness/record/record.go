@@ -3,7 +3,10 @@
 // verdict; it must not import stack, load, proxy, judge or report.
 package record
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Request headers that client, proxies and origin agree on. The first two are
 // vegeta's own and together the request id.
@@ -197,6 +200,20 @@ type Settled struct {
 type End struct {
 	At     int64  `json:"at"`
 	Reason string `json:"reason"` // "done", "budget", "interrupted" or an error text
+}
+
+// MaxText bounds the texts of a record, in bytes: what a proxy or an upstream
+// sends may be quoted in an error, however long it is.
+const MaxText = 300
+
+// Short is s in valid UTF-8, cut to MaxText bytes: no longer after it was
+// stored.
+func Short(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) > MaxText {
+		s = strings.ToValidUTF8(s[:MaxText], "")
+	}
+	return s
 }
 
 // Line is one line of observations.jsonl: T names the one field that is set.
