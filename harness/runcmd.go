@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -89,9 +88,6 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err != nil {
 		return err
 	}
-	// Fewer collections, each may make a shot late; but not for any price.
-	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(256 << 20)
 	m := metrics.New()
 	if f.metrics != "" {
 		addr, stop, err := m.Serve(f.metrics)

@@ -192,7 +192,10 @@ func (r *rig) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	sent := time.Unix(0, s.Sent)
 	r.times[seq] = [2]time.Time{sent, sent.Add(s.Latency)}
-	return resp, err
+	if err != nil {
+		return nil, err // a response that broke off is none to vegeta
+	}
+	return resp, nil
 }
 
 // correct sets a result's times to those of the request on the wire.

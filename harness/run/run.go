@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"sync"
@@ -206,6 +207,10 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	if err := r.openRecord(); err != nil {
 		return environment(err)
 	}
+	// Fewer collections while it lasts, each may make a shot late; but not at
+	// the price of all memory.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(256 << 20))
 	probing := time.Now()
 	reason, err := r.probe(ctx, soft, st)
 	r.manifest.Probing = time.Since(probing)
