@@ -110,6 +110,13 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
 	if err != nil {
 		return nil, environment(err)
 	}
+	// A proxy that nobody asked for is not missed.
+	wanted := func(proxy string) bool {
+		return o.Only == nil || slices.ContainsFunc(s.Cells(), func(c spec.Cell) bool {
+			return c.Proxy == proxy && o.Only(plan.Item{ID: c.ID(), Role: plan.RoleCell, Cell: c})
+		})
+	}
+	missing = slices.DeleteFunc(missing, func(u record.Unavailable) bool { return !wanted(u.Proxy) })
 	for _, u := range missing {
 		o.Say("%s is not available: %s; to get it: %s", u.Proxy, u.Reason, u.Get)
 	}
