@@ -92,7 +92,7 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 	}
 	sent := "sends the request on a new connection"
 	if s.Age > 0 {
-		sent = "sends the request, " + precise(s.Age) + " after its last answer"
+		sent = "sends the request at an age of " + precise(s.Age)
 	}
 	tl.Steps = append(tl.Steps, Step{At: s.Sent, Who: WhoClient, Text: sent})
 	slices.SortStableFunc(tl.Steps, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
