@@ -15,7 +15,7 @@ const (
 	narrowPad  = 700 * time.Microsecond // beyond the 5th and 95th percentile of the closes seen
 	hitPad     = 300 * time.Microsecond // around an age that met a stale connection
 	wideHalf   = 8 * time.Millisecond   // for an edge that is not where it is thought
-	laneStep   = 50 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
+	laneStep   = 60 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
 	laneSpread = 600 * time.Microsecond // of a burst's lanes at least
 	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
 	recent     = 512                    // closes kept of each side

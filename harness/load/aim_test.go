@@ -186,6 +186,11 @@ func TestStaggerKeepsBurstsApart(t *testing.T) {
 			}
 		}
 	}
+	for _, m := range busy {
+		if at := s.Free(m.at); at.Before(m.at) || at.Sub(m.at) > freeWithin || s.overlap(at) != 0 {
+			t.Errorf("%s after a taken moment is not free", at.Sub(m.at))
+		}
+	}
 	// Where there is no room it still answers, and old moments are forgotten.
 	for i := range 1000 {
 		cell := string(rune('A' + i%50))

@@ -18,6 +18,7 @@ const (
 	busyBefore = time.Millisecond
 	busyAfter  = 6 * time.Millisecond
 	holdStep   = time.Millisecond
+	freeWithin = 150 * time.Millisecond
 )
 
 // Stagger keeps the bursts of different cells apart, so that none makes
@@ -62,6 +63,19 @@ func (s *Stagger) Pick(cell string, sent time.Time, gap time.Duration) time.Dura
 		s.taken = append(s.taken, taken{cell, at.Add(-busyBefore), at.Add(busyAfter)})
 	}
 	return best
+}
+
+// Free is the first moment, from the given one on and not much later, that no
+// cell has taken: for a burst that is in no hurry.
+func (s *Stagger) Free(from time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for at := from; at.Before(from.Add(freeWithin)); at = at.Add(holdStep) {
+		if s.overlap(at) == 0 {
+			return at
+		}
+	}
+	return from
 }
 
 // overlap is how much of the busy moment at a time others have taken.

@@ -199,9 +199,10 @@ func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, 
 	return load.Burst{Phase: record.PhaseAimed, Target: target, Edge: edge, Gaps: gaps, Hold: hold}, ctx.Err() == nil
 }
 
-// fresh is a burst that is sent at once.
+// fresh is a burst that is sent soon, at no moment in particular.
 func (c *cell) fresh(p record.Phase) load.Burst {
-	return load.Burst{Phase: p, Hold: c.hold(time.Now(), c.aim.Edge(c.target()))}
+	start := c.slots.Free(time.Now())
+	return load.Burst{Phase: p, Start: start, Hold: c.hold(start, c.aim.Edge(c.target()))}
 }
 
 // hold keeps this cell's answers, and the burst a gap after them, out of the
