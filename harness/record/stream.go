@@ -14,7 +14,7 @@ import (
 const MaxLine = 64 << 10
 
 // Writer writes lines as they come. It may be used by several goroutines. The
-// first write error sticks: later lines are dropped and Err tells it.
+// first write error sticks: later lines are dropped and Flush tells it.
 type Writer struct {
 	mu  sync.Mutex
 	w   *bufio.Writer
@@ -44,13 +44,6 @@ func (w *Writer) Flush() error {
 	if w.err == nil {
 		w.err = w.w.Flush()
 	}
-	return w.err
-}
-
-// Err is the first error of the Writer's life.
-func (w *Writer) Err() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	return w.err
 }
 
