@@ -143,7 +143,7 @@ func TestStates(t *testing.T) {
 		}), spec.Inconclusive, "connect() failed", false},
 		"aimed elsewhere does not count": {tell(off).answered(299, 1).observe(func(o *record.Observation) { o.Shot.Age += Zone + 1 }),
 			spec.Inconclusive, "299 aimed shots, 300 needed", false},
-		"one short measurement of several discredits no aim": {tell(off).direct(940 * msec).direct(1001 * msec).direct(1001 * msec).answered(300, 1),
+		"one short measurement of several discredits no aim": {tell(off).direct(940*msec).direct(1001*msec).direct(1001*msec).answered(300, 1),
 			spec.Safe, "no upstream connection was ever used twice", true},
 		"aimed at another moment than the measured close does not count": {tell(racing).direct(2*time.Second).answered(100, 2).answered(300, 1).proxyCloses(80, 700*msec),
 			spec.Inconclusive, "0 aimed shots, 300 needed", false},
