@@ -12,6 +12,7 @@ BENCH     ?= .
 FUZZTIME  ?= 60s
 
 BIN     := bin/idlerace
+COMPILE  = $(GO) build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)"
 VERSION := $(or $(shell git describe --always --dirty --tags 2>/dev/null),devel)
 
 # Linters have a module of their own, so the program's go.mod never names them.
@@ -39,7 +40,15 @@ doctor: build ## say which proxies can run here, and how to get the others
 
 .PHONY: build
 build: ## build bin/idlerace
-	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)" -o $(BIN) ./harness
+	@CGO_ENABLED=0 $(COMPILE) -o $(BIN) ./harness
+	@test "$$($(GO) env GOOS)" = linux || $(MAKE) --no-print-directory linux
+
+# Containers run this program on Linux, whatever runs it here.
+LINUXARCH ?= $(shell $(GO) env GOARCH)
+
+.PHONY: linux
+linux: ## build bin/idlerace-linux-LINUXARCH, for containers started from another system
+	@CGO_ENABLED=0 GOOS=linux GOARCH=$(LINUXARCH) $(COMPILE) -o $(BIN)-linux-$(LINUXARCH) ./harness
 
 ##@ Work on it
 
@@ -103,6 +112,10 @@ lint-modules:
 .PHONY: modernise
 modernise: ## show what go fix would rewrite: advice, no part of lint
 	$(GO) fix -diff ./...
+
+.PHONY: images
+images: ## build the proxies' container images where no registry can be reached
+	@docker/local-images
 
 .PHONY: clean
 clean: ## remove bin/, test binaries and profiles; results/ and Go's own caches stay

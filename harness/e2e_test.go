@@ -39,8 +39,15 @@ func scenarioFile(t *testing.T, name, proxies, rest string) string {
 // runScenarioFile runs the real program and judges what it left.
 func runScenarioFile(t *testing.T, file string) (*judge.Document, *results.Folder) {
 	t.Helper()
+	return runOn(t, record.RuntimeLocal, file)
+}
+
+// runOn does so on a runtime, with more settings of the environment.
+func runOn(t *testing.T, runtime, file string, env ...string) (*judge.Document, *results.Folder) {
+	t.Helper()
 	out := t.TempDir()
-	cmd := exec.Command(binary, "run", file, "--out", out, "--quiet")
+	cmd := exec.Command(binary, "run", file, "--runtime", runtime, "--out", out, "--quiet")
+	cmd.Env = append(os.Environ(), env...)
 	text, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() == exitEnvironment || exit.ExitCode() == exitUsage) {
@@ -212,7 +219,7 @@ probe: {lanes: 20, shots: 2000, budget: 90s, until: shots}`)
 	judged := 0
 	for i := range 10 {
 		out := t.TempDir()
-		cmd := exec.Command(binary, "run", file, "--out", out, "--quiet")
+		cmd := exec.Command(binary, "run", file, "--runtime", record.RuntimeLocal, "--out", out, "--quiet")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +292,7 @@ func TestE2EInterrupted(t *testing.T) {
 probe: {lanes: 5, budget: 1h}`)
 	for _, signals := range []int{1, 2} {
 		out := t.TempDir()
-		cmd := exec.Command(binary, "run", file, "--out", out)
+		cmd := exec.Command(binary, "run", file, "--runtime", record.RuntimeLocal, "--out", out)
 		var text lockedBuffer
 		cmd.Stdout, cmd.Stderr = &text, &text
 		if err := cmd.Start(); err != nil {
@@ -316,7 +323,7 @@ func TestE2EProxyDies(t *testing.T) {
 	need(t, "nginx")
 	file := scenarioFile(t, "dies", "gohttp, nginx", quickScenario)
 	out := t.TempDir()
-	cmd := exec.Command(binary, "run", file, "--out", out)
+	cmd := exec.Command(binary, "run", file, "--runtime", record.RuntimeLocal, "--out", out)
 	var text lockedBuffer
 	cmd.Stdout, cmd.Stderr = &text, &text
 	if err := cmd.Start(); err != nil {
@@ -361,17 +368,20 @@ func TestE2EProxyDies(t *testing.T) {
 }
 
 // TestE2EFullDisk runs with too little room for its record.
-func TestE2EFullDisk(t *testing.T) {
+func TestE2EFullDisk(t *testing.T) { fullDisk(t, record.RuntimeLocal) }
+
+func fullDisk(t *testing.T, runtime string) {
+	t.Helper()
 	dir := t.TempDir()
 	if err := exec.Command("mount", "-t", "tmpfs", "-o", "size=384k", "tmpfs", dir).Run(); err != nil {
 		t.Skipf("a small file system cannot be mounted here (needs root on Linux): %v", err)
 	}
 	defer exec.Command("umount", dir).Run()
-	file := scenarioFile(t, "full", "gohttp", `axes:
+	file := scenarioFile(t, mark+"-full", "gohttp", `axes:
   proxy_idle: [1200ms]
   upstream_idle: [400ms]
 probe: {lanes: 40, shots: 100000, budget: 60s, until: shots}`)
-	cmd := exec.Command(binary, "run", file, "--out", dir)
+	cmd := exec.Command(binary, "run", file, "--runtime", runtime, "--out", dir)
 	text, _ := cmd.CombinedOutput()
 	if code := cmd.ProcessState.ExitCode(); code != exitEnvironment {
 		t.Errorf("exit code %d, want %d", code, exitEnvironment)
@@ -386,7 +396,7 @@ probe: {lanes: 40, shots: 100000, budget: 60s, until: shots}`)
 func TestE2EMetrics(t *testing.T) {
 	file := scenarioFile(t, "metrics", "gohttp", quickScenario)
 	out := t.TempDir()
-	cmd := exec.Command(binary, "run", file, "--out", out, "--metrics", "127.0.0.1:0")
+	cmd := exec.Command(binary, "run", file, "--runtime", record.RuntimeLocal, "--out", out, "--metrics", "127.0.0.1:0")
 	var text lockedBuffer
 	cmd.Stdout, cmd.Stderr = &text, &text
 	if err := cmd.Start(); err != nil {

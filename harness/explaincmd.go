@@ -51,26 +51,29 @@ proxy had to send again, or one that went out at the dangerous moment.`,
 		},
 	}
 	cmd.Flags().Int64Var(&shot, "shot", -1, "sequence number `N` of the request instead")
-	cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) != 1 {
-			return nil, cobra.ShellCompDirectiveDefault
-		}
-		folder, err := results.Open(args[0])
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer folder.Close()
-		m, err := folder.Manifest()
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var ids []string
-		for _, it := range m.Items {
-			ids = append(ids, it.ID)
-		}
-		return ids, cobra.ShellCompDirectiveNoFileComp
-	}
+	cmd.ValidArgsFunction = completeCell
 	return cmd
+}
+
+// completeCell completes RUN CELL.
+func completeCell(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) != 1 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	folder, err := results.Open(args[0])
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer folder.Close()
+	m, err := folder.Manifest()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var ids []string
+	for _, it := range m.Items {
+		ids = append(ids, it.ID)
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
 }
 
 func verdict(d *judge.Document, id string) (judge.Verdict, error) {
@@ -83,7 +86,11 @@ func verdict(d *judge.Document, id string) (judge.Verdict, error) {
 			ids = append(ids, v.ID)
 		}
 	}
-	return judge.Verdict{}, fmt.Errorf("the run has no cell %q; it has:\n  %s", id, strings.Join(ids, "\n  "))
+	return judge.Verdict{}, noCell(id, ids)
+}
+
+func noCell(id string, ids []string) error {
+	return fmt.Errorf("the run has no cell %q; it has:\n  %s", id, strings.Join(ids, "\n  "))
 }
 
 // find looks for the request to explain, and the journal's events of its cell

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -60,46 +58,6 @@ func listAll(w io.Writer) error {
 		fmt.Fprintf(t, "format\t%s\t%s\n", f.Name(), f.About())
 	}
 	return t.Flush()
-}
-
-func doctorCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "doctor",
-		Short: "Say what can run on this machine, and how to get what cannot",
-		Long: `Say which proxies can run on this machine, from where and in which version, and
-for each that cannot the reason and the one command that gets it.
-
-Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` cannot.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			me, err := self()
-			if err != nil {
-				return err
-			}
-			required := run.Required()
-			var lacking []string
-			for _, a := range proxy.All() {
-				f, err := run.Find(cmd.Context(), a, run.RuntimeAuto, me)
-				if err == nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "ok       %-8s %s (%s, %s)\n", a.Name(), f.Run.Version, f.Run.Runtime, f.Run.Path)
-					continue
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "missing  %-8s %v\n         %-8s to get it: %s\n", a.Name(), err, "", a.Program().Get)
-				if slices.Contains(required, a.Name()) {
-					lacking = append(lacking, a.Name())
-				}
-			}
-			for _, name := range required {
-				if !slices.Contains(proxy.Names(), name) {
-					lacking = append(lacking, name+" (not a proxy this version knows)")
-				}
-			}
-			if len(lacking) > 0 {
-				return environmentExit(fmt.Errorf("%s asks for what is not here: %s", run.RequireVar, strings.Join(lacking, ", ")))
-			}
-			return nil
-		},
-	}
 }
 
 func versionCommand() *cobra.Command {

@@ -13,6 +13,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"idlerace/harness/proxy"
+	"idlerace/harness/record"
 	"idlerace/harness/run"
 )
 
@@ -40,6 +41,10 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the program as users do: testdata/script/*.txtar.
 func TestScripts(t *testing.T) {
+	linux, err := static()
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -54,6 +59,8 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("NO_COLOR", "1")
 			e.Setenv(run.RequireVar, "")
+			e.Setenv("IDLERACE_LINUX_BINARY", linux)
+			e.Setenv("DOCKER_HOST", "unix:///no/such/engine.sock") // scripts are the same on every machine
 			return nil
 		},
 	})
@@ -97,7 +104,7 @@ func need(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run.Find(t.Context(), a, run.RuntimeAuto, binary); err != nil {
+	if _, err := (&run.Finder{Runtime: record.RuntimeLocal, Self: binary}).Find(t.Context(), a, ""); err != nil {
 		if slices.Contains(run.Required(), name) {
 			t.Fatalf("%s is required by %s: %v", name, run.RequireVar, err)
 		}

@@ -41,10 +41,12 @@ really close, aim requests at that moment until every cell is decided or the
 budget is spent, judge, and print the matrix. Everything is kept in
 OUT/<scenario>/<UTC time>-<seed>/; OUT/latest is the newest run.
 
-Runtimes: "auto" takes what this machine offers for each proxy; "local" means
-executables from PATH; "embedded" uses nothing but this program. A proxy that
-cannot run is listed with the command that gets it, and the run goes on.
-` + run.RequireVar + `=nginx,... turns that into an error.
+Runtimes: "docker" means containers of pinned images, pulled where they are not
+there yet (IDLERACE_IMAGE_NGINX=... names another one); "local" executables from
+PATH; "embedded" nothing but this program; "auto" takes for each proxy the first
+of these that this machine offers. A proxy that cannot run is listed with the
+reason, and the run goes on. ` + run.RequireVar + `=nginx,docker,... turns that
+into an error.
 
 The first interrupt finishes the bursts under way, writes what there is and
 ends; the second ends at once. Nothing is left running either way.
@@ -105,6 +107,9 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 		Require: run.Required(), Metrics: m, Progress: prog.show, Say: prog.say,
 	})
 	prog.finish()
+	if errors.Is(runErr, run.ErrInterrupted) {
+		return &exitError{exitInconclusive, errors.New("interrupted before anything was probed")}
+	}
 	if folder == nil {
 		return runErr
 	}

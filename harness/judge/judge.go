@@ -530,7 +530,9 @@ func Judge(m record.Manifest, s *spec.Scenario, lines iter.Seq2[record.Line, err
 		}
 		if l.Direct != nil && l.Direct.Err == "" {
 			for _, t := range byServer[l.Direct.Server] {
-				t.Direct(l.Direct.After)
+				if record.Side(t.s.Runtime) == record.Side(l.Direct.Runtime) {
+					t.Direct(l.Direct.After)
+				}
 			}
 		}
 		if l.Event != nil && l.Event.Kind == record.EventLost {
@@ -567,7 +569,7 @@ func asBadLine(err error) (*record.BadLine, bool) {
 
 // SubjectOf is what the manifest says of an item.
 func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
-	sub := Subject{Item: it, Shots: s.Probe.Shots, Until: s.Probe.Until, Fault: m.Faults["origin"]}
+	sub := Subject{Item: it, Shots: s.Probe.Shots, Until: s.Probe.Until, Fault: m.Faults[record.FaultOrigin]}
 	if f := m.Faults[it.Cell.Proxy]; f != "" {
 		sub.Fault = f
 	}
@@ -588,7 +590,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
 	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
-		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Warnings: append([]string{}, m.Warnings...)}
+		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {
 	case record.EndDone, record.EndBudget:
 	case "":

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"idlerace/harness/plan"
+	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
 
@@ -34,8 +35,12 @@ type Run struct {
 	Cores    int       `json:"cores"`
 	StartUp  Duration  `json:"start_up"` // until every proxy was ready
 	Probing  Duration  `json:"probing"`  // from then to the last settled burst
-	Partial  string    `json:"partial"`  // why the run is not complete; empty when it is
-	Warnings []string  `json:"warnings"`
+	// Proxies says what ran under each name, and why from there. Engine is the
+	// container engine; null when none was used.
+	Proxies  []record.ProxyRun `json:"proxies"`
+	Engine   *record.Engine    `json:"engine"`
+	Partial  string            `json:"partial"` // why the run is not complete; empty when it is
+	Warnings []string          `json:"warnings"`
 }
 
 // Unavailable is a proxy that could not run, and what would change that.

@@ -38,6 +38,7 @@ type Aim struct {
 
 	forward time.Duration   // moved forward since the offset was learnt
 	behind  time.Duration   // how far to move on after the next burst behind the edge
+	next    *draw           // of the next burst, once somebody has asked
 	dead    int             // shots of the burst under way that met no living connection
 	alive   []time.Duration // offsets of those that met one
 }
@@ -137,13 +138,41 @@ func (a *Aim) ProxyKnown() bool {
 	return len(a.proxy) > 0
 }
 
-// Edge is the client age at which the given side closes, as far as known; 0
-// when it is not.
-func (a *Aim) Edge(target string) time.Duration {
+// Expect is the planned age of the next burst's first shot, as far as is known
+// before the burst under way has been observed; 0 when that side's close is not
+// known.
+func (a *Aim) Expect(n int, target string) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, mid, _ := a.spread(target)
-	return mid
+	centre, edge := a.centre(target)
+	if edge == 0 {
+		return 0
+	}
+	return max(centre-BurstSpread(n)/2, time.Millisecond)
+}
+
+// draw is what chance says about one burst.
+type draw struct{ which, where, pick float64 }
+
+// centre is where the next burst is aimed, and the edge it is aimed at. Asking
+// again before Gaps gives the same unless something was learnt in between.
+func (a *Aim) centre(target string) (centre, edge time.Duration) {
+	if a.next == nil {
+		a.next = &draw{a.rng.Float64(), a.rng.Float64(), a.rng.Float64()}
+	}
+	d := *a.next
+	lo, edge, hi := a.spread(target)
+	from, to := max(lo-narrowPad, edge-wideHalf), min(hi+narrowPad, edge+wideHalf)
+	switch {
+	case d.which < 0.1:
+		from, to = edge-wideHalf, edge+wideHalf
+	case d.which < 0.75 && len(a.hits) > 0 && target == record.TargetUpstream:
+		h := a.hits[int(d.pick*float64(len(a.hits)))]
+		if (h - edge).Abs() <= wideHalf {
+			from, to = h-hitPad, h+hitPad
+		}
+	}
+	return from + time.Duration(d.where*float64(to-from)), edge
 }
 
 // spread gives the 5th percentile, median and 95th percentile of a side's
@@ -172,19 +201,8 @@ func (a *Aim) spread(target string) (lo, mid, hi time.Duration) {
 func (a *Aim) Gaps(n int, target string) (gaps []time.Duration, edge time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	lo, edge, hi := a.spread(target)
-	from, to := max(lo-narrowPad, edge-wideHalf), min(hi+narrowPad, edge+wideHalf)
-	which, where, pick := a.rng.Float64(), a.rng.Float64(), a.rng.Float64()
-	switch {
-	case which < 0.1:
-		from, to = edge-wideHalf, edge+wideHalf
-	case which < 0.75 && len(a.hits) > 0 && target == record.TargetUpstream:
-		h := a.hits[int(pick*float64(len(a.hits)))]
-		if (h - edge).Abs() <= wideHalf {
-			from, to = h-hitPad, h+hitPad
-		}
-	}
-	centre := from + time.Duration(where*float64(to-from))
+	centre, edge := a.centre(target)
+	a.next = nil
 	gaps = make([]time.Duration, n)
 	spread := BurstSpread(n)
 	for i, place := range a.rng.Perm(n) {

@@ -30,56 +30,56 @@ func burst(a *Aim, phase record.Phase, n int, age, idle time.Duration, nth int) 
 
 func TestAimLearnsTheOffset(t *testing.T) {
 	a := newTestAim()
-	if a.UpstreamKnown() || a.Edge(record.TargetUpstream) != 0 {
+	if a.UpstreamKnown() || edge(a, record.TargetUpstream) != 0 {
 		t.Error("knows an edge before it was measured")
 	}
 	a.Direct(1002 * time.Millisecond)
-	if got := a.Edge(record.TargetUpstream); got != 1002*time.Millisecond {
+	if got := edge(a, record.TargetUpstream); got != 1002*time.Millisecond {
 		t.Errorf("edge from the direct measurement: %s", got)
 	}
 	for range 10 {
 		a.Close(idleClose(record.ByUpstream, 1000*time.Millisecond))
 		a.Close(idleClose(record.ByPeer, 700*time.Millisecond))
 	}
-	if got := a.Edge(record.TargetUpstream); got != time.Second {
+	if got := edge(a, record.TargetUpstream); got != time.Second {
 		t.Errorf("edge from the cell's own closes: %s", got)
 	}
 	// The upstream's connections are 2 ms older than the client believes.
 	burst(a, record.PhaseReuse, 40, 20*time.Millisecond, 22*time.Millisecond, 2)
-	if got := a.Edge(record.TargetUpstream); got != 998*time.Millisecond {
+	if got := edge(a, record.TargetUpstream); got != 998*time.Millisecond {
 		t.Errorf("edge as a client age: %s", got)
 	}
-	if got := a.Edge(record.TargetProxy); got != 698*time.Millisecond {
+	if got := edge(a, record.TargetProxy); got != 698*time.Millisecond {
 		t.Errorf("the proxy's edge: %s", got)
 	}
 	// A burst that came apart tells nothing.
 	burst(a, record.PhaseReuse, 40, 20*time.Millisecond, 80*time.Millisecond, 2)
-	if got := a.Edge(record.TargetUpstream); got != 998*time.Millisecond {
+	if got := edge(a, record.TargetUpstream); got != 998*time.Millisecond {
 		t.Errorf("after a burst that came apart: %s", got)
 	}
 	// A burst that met only living connections tells the offset anew...
 	burst(a, record.PhaseAimed, 40, 990*time.Millisecond, 995*time.Millisecond, 3)
-	if got := a.Edge(record.TargetUpstream); got != 995*time.Millisecond {
+	if got := edge(a, record.TargetUpstream); got != 995*time.Millisecond {
 		t.Errorf("after a burst before the edge: %s", got)
 	}
 	// ... connections given back within the burst say nothing ...
 	burst(a, record.PhaseAimed, 40, 990*time.Millisecond, 3*time.Millisecond, 3)
-	if got := a.Edge(record.TargetUpstream); got != 995*time.Millisecond {
+	if got := edge(a, record.TargetUpstream); got != 995*time.Millisecond {
 		t.Errorf("after a burst over its own connections: %s", got)
 	}
 	// ... and bursts behind the edge move the aim forward, faster each time.
 	var steps []time.Duration
 	for range 3 {
-		before := a.Edge(record.TargetUpstream)
+		before := edge(a, record.TargetUpstream)
 		burst(a, record.PhaseAimed, 40, 999*time.Millisecond, 0, 1)
-		steps = append(steps, before-a.Edge(record.TargetUpstream))
+		steps = append(steps, before-edge(a, record.TargetUpstream))
 	}
 	if steps[0] <= 0 || steps[1] <= steps[0] || steps[2] <= steps[1] {
 		t.Errorf("steps forward: %v", steps)
 	}
 	for range 100 {
 		burst(a, record.PhaseAimed, 40, 999*time.Millisecond, 0, 1)
-		if d := 995*time.Millisecond - a.Edge(record.TargetUpstream); d < 0 || d > wideHalf {
+		if d := 995*time.Millisecond - edge(a, record.TargetUpstream); d < 0 || d > wideHalf {
 			t.Fatalf("%s in front of the measured edge", d)
 		}
 	}
@@ -95,7 +95,7 @@ func TestFreshConnectionsMoveNoAim(t *testing.T) {
 	for range 100 {
 		burst(a, record.PhaseAimed, 40, time.Second, 0, 1)
 	}
-	if got := a.Edge(record.TargetUpstream); got != time.Second {
+	if got := edge(a, record.TargetUpstream); got != time.Second {
 		t.Errorf("edge %s, measured 1s", got)
 	}
 }
@@ -204,5 +204,33 @@ func TestStaggerKeepsBurstsApart(t *testing.T) {
 	s.Pick("late", now.Add(time.Hour), time.Second)
 	if len(s.taken) != 3 {
 		t.Errorf("%d moments kept after an hour", len(s.taken))
+	}
+}
+
+// edge is where the aim believes that side's close to be, as a client age.
+func edge(a *Aim, target string) time.Duration {
+	_, mid, _ := a.spread(target)
+	return mid
+}
+
+// What a burst is expected to be is what it will be, unless something was
+// learnt in between.
+func TestAimExpect(t *testing.T) {
+	a := NewAim(rand.New(rand.NewPCG(1, 2)))
+	if got := a.Expect(40, record.TargetUpstream); got != 0 {
+		t.Errorf("%v expected of an unknown edge", got)
+	}
+	a.Direct(time.Second)
+	seen := map[time.Duration]bool{}
+	for range 20 {
+		want := a.Expect(40, record.TargetUpstream)
+		gaps, _ := a.Gaps(40, record.TargetUpstream)
+		if first := slices.Min(gaps); first < want || first > want+BurstSpread(40)/40 {
+			t.Errorf("first shot at %v, expected %v", first, want)
+		}
+		seen[want] = true
+	}
+	if len(seen) < 15 {
+		t.Errorf("20 bursts had %d ages", len(seen))
 	}
 }

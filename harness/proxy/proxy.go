@@ -34,13 +34,14 @@ type Adapter interface {
 	Parse(line string) (record.LogLine, bool)
 }
 
-// Program is a local executable.
+// Program is where a proxy comes from.
 type Program struct {
 	Embedded bool           // this program itself plays the proxy; nothing to install
 	Binary   string         // name on PATH
 	Args     []string       // arguments that print the version
 	Version  *regexp.Regexp // its first group is the version in that output
 	Get      string         // one command that installs it
+	Image    string         // container image that has Binary, pinned; empty: this program's own
 }
 
 // Route is one cell's way through a proxy.

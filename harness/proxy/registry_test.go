@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -172,4 +173,22 @@ func codeWords(t *testing.T, path string) map[token.Position]string {
 		})
 	}
 	return out
+}
+
+// What the scripts below docker/ get is what containers run.
+func TestPins(t *testing.T) {
+	b, err := os.ReadFile("../../docker/pins")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"envoy", "traefik"} {
+		a, err := ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, tag, _ := strings.Cut(a.Program().Image, ":v")
+		if m := regexp.MustCompile(`(?m)^` + name + `_version=(\S+)`).FindSubmatch(b); m == nil || string(m[1]) != tag {
+			t.Errorf("%s: the image's tag is %q, docker/pins has %q", name, tag, m)
+		}
+	}
 }

@@ -45,6 +45,7 @@ func (traefik) Program() Program {
 		Binary:  "traefik",
 		Args:    []string{"version"},
 		Version: regexp.MustCompile(`Version:\s+(\S+)`),
+		Image:   "traefik:v" + version,
 		// `go install module@version` refuses a module with replace directives.
 		// From within the downloaded module it is the main module, and they apply.
 		Get: fmt.Sprintf(`go mod download %[1]s@v%[2]s && GOBIN=/usr/local/bin go install -C "$(go list -m -f '{{.Dir}}' %[1]s@v%[2]s)" -ldflags '-X %[1]s/pkg/version.Version=%[2]s' ./cmd/traefik   # some minutes; or: brew install traefik`,

@@ -22,6 +22,7 @@ type Manifest struct {
 	Kernel   string `json:"kernel"`
 	Cores    int    `json:"cores"`
 
+	Engine      *Engine       `json:"engine,omitempty"` // nil: no container was asked for
 	Proxies     []ProxyRun    `json:"proxies"`
 	Unavailable []Unavailable `json:"unavailable"`
 	Items       []plan.Item   `json:"items"`
@@ -29,7 +30,7 @@ type Manifest struct {
 	StartUp time.Duration `json:"start_up_ns"` // until every service was ready
 	Probing time.Duration `json:"probing_ns"`  // 0 while it lasts
 	Ended   string        `json:"ended"`       // End.Reason; empty while it lasts
-	// Faults of services during the run, by proxy name ("origin" for all).
+	// Faults of services during the run, by proxy name (FaultOrigin for all).
 	Faults   map[string]string `json:"faults,omitempty"`
 	Warnings []string          `json:"warnings,omitempty"`
 }
@@ -37,12 +38,47 @@ type Manifest struct {
 // ManifestSchema names the format of manifest.json.
 const ManifestSchema = "idlerace/manifest/v1"
 
+// FaultOrigin names in Manifest.Faults what befell all proxies.
+const FaultOrigin = "origin"
+
+// Where a proxy comes from.
+const (
+	RuntimeLocal    = "local"    // an executable of this machine
+	RuntimeEmbedded = "embedded" // this program itself
+	RuntimeDocker   = "docker"   // a container
+)
+
+// Side names the part of the stack that a proxy of a runtime belongs to:
+// RuntimeDocker, or RuntimeLocal for whatever runs as a process of this
+// machine. Each has an origin of its own.
+func Side(runtime string) string {
+	if runtime == RuntimeDocker {
+		return RuntimeDocker
+	}
+	return RuntimeLocal
+}
+
 // ProxyRun says what really ran under a proxy's name.
 type ProxyRun struct {
 	Name    string `json:"name"`
-	Runtime string `json:"runtime"` // "embedded" or "local"
+	Runtime string `json:"runtime"` // RuntimeLocal, RuntimeEmbedded or RuntimeDocker
+	Why     string `json:"why"`     // this runtime and no other
 	Version string `json:"version"`
-	Path    string `json:"path"` // of the executable
+	Path    string `json:"path,omitempty"`     // of the executable, unless a container's
+	Image   string `json:"image,omitempty"`    // of the container
+	ImageID string `json:"image_id,omitempty"` // "sha256:..."
+}
+
+// Engine is the container engine of a run.
+type Engine struct {
+	Name    string `json:"name"` // "Docker"
+	Version string `json:"version"`
+	Host    string `json:"host"` // "unix:///var/run/docker.sock"
+	OS      string `json:"os"`   // of the engine's machine
+	Arch    string `json:"arch"`
+	Path    string `json:"path"`   // how containers are reached: "container addresses" or "mapped ports"
+	Limits  string `json:"limits"` // of each container's resources
+	Reaper  bool   `json:"reaper"` // Ryuk removes what a killed run leaves
 }
 
 // Unavailable is a proxy of the scenario that could not run here.

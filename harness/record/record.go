@@ -180,12 +180,18 @@ type LogLine struct {
 	Text     string    `json:"text,omitempty"`     // error text or the line itself, shortened to 300 bytes
 }
 
+// ConnBits is how many bits of Event.Conn are an origin's own count. Above them
+// stands the number of the origin where a run has several; below 2^53 all stays
+// exact in JSON.
+const ConnBits = 48
+
 // Direct is an idle close measured at a client socket connected straight to
 // the origin: the upstream timeout as it really is.
 type Direct struct {
-	Server string        `json:"server"`   // the origin's server
-	After  time.Duration `json:"after_ns"` // last response byte to EOF; 0 when Err is set
-	Err    string        `json:"err,omitempty"`
+	Server  string        `json:"server"`            // the origin's server
+	Runtime string        `json:"runtime,omitempty"` // of that origin; empty: RuntimeLocal
+	After   time.Duration `json:"after_ns"`          // last response byte to EOF; 0 when Err is set
+	Err     string        `json:"err,omitempty"`
 }
 
 // Settled says that every witness has had time to speak about all shots of a

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
 
@@ -70,7 +71,7 @@ func run(scenario string) judge.Run {
 	return judge.Run{
 		Scenario: scenario, About: "Which timeouts of two proxies race with an upstream that closes idle connections.",
 		Started: time.Date(2026, 3, 4, 5, 6, 7, 891234567, time.UTC), Seed: 1, Version: "v0.1.0", Kernel: "Linux 6.12.5-amd64", Cores: 2,
-		StartUp: ms(312.4), Probing: ms(24312),
+		StartUp: ms(312.4), Probing: ms(24312), Proxies: []record.ProxyRun{},
 	}
 }
 
@@ -147,6 +148,8 @@ func hostile() *judge.Document {
 	}
 	d.Cells[0].State, d.Cells[1].State, d.Cells[2].State = spec.State(nasty), spec.Races, spec.Inconclusive
 	d.Unavailable = []judge.Unavailable{{Proxy: nasty, Reason: nasty, Get: nasty}}
+	d.Run.Proxies = []record.ProxyRun{{Name: nasty, Runtime: record.RuntimeDocker, Version: nasty, Image: nasty, ImageID: nasty}}
+	d.Run.Engine = &record.Engine{Name: nasty, Version: nasty, Host: nasty, OS: nasty, Arch: nasty, Path: nasty, Limits: nasty}
 	d.Violations = []judge.Violation{{Cell: nasty, State: spec.State(nasty), Rule: nasty}}
 	return d
 }

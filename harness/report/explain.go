@@ -313,7 +313,7 @@ func (p *page) steps(steps []Step, zero int64) {
 		row[0] = fmt.Sprintf("%*s", clockWidth, relative(s.At, zero))
 		text := plain(s.Text)
 		if s.Conn != 0 {
-			text = fmt.Sprintf("conn %d: %s", s.Conn, text)
+			text = fmt.Sprintf("conn %d: %s", s.Conn&(1<<record.ConnBits-1), text)
 		}
 		party := max(slices.Index(parties, s.Who), 0)
 		row[1+party] = strings.Join(wrap(text, columns[party]), "\n")

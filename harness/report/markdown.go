@@ -271,15 +271,29 @@ func mdEnvironment(b *bytes.Buffer, d *judge.Document) {
 	row("start-up", rough(r.StartUp))
 	row("probing", rough(r.Probing))
 	row("machine", machine(r))
+	if e := r.Engine; e != nil {
+		row("containers", fmt.Sprintf("%s (%s, %s); each: %s", engine(e), e.OS, e.Arch, e.Limits))
+	}
 	seen := map[string]bool{}
 	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
 		for i := range list {
 			if name := proxyName(&list[i]); !seen[name] {
 				seen[name] = true
-				row("proxy", name)
+				row("proxy", name+image(r, list[i].Proxy))
 			}
 		}
 	}
+}
+
+// image names the container image that a proxy ran from; "" if from none.
+func image(r *judge.Run, proxy string) string {
+	for _, p := range r.Proxies {
+		if p.Name == proxy && p.Image != "" {
+			id := strings.TrimPrefix(p.ImageID, "sha256:")
+			return fmt.Sprintf(", image %s, id %.12s", p.Image, id)
+		}
+	}
+	return ""
 }
 
 // md makes text of unknown origin fit for a line, a list item or a table cell:

@@ -12,6 +12,7 @@ import (
 	"github.com/muesli/termenv"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
 
@@ -62,6 +63,18 @@ func (p *page) run(r *judge.Run) {
 	p.text(0, p.normal, name)
 	p.text(0, p.faint, fmt.Sprintf("%s, seed %d, start-up %s, probing %s", when(r), r.Seed, rough(r.StartUp), rough(r.Probing)))
 	p.text(0, p.faint, machine(r))
+	if r.Engine != nil {
+		p.text(0, p.faint, "containers: "+plain(engine(r.Engine)))
+	}
+}
+
+// engine says where a run's containers were and how they were reached.
+func engine(e *record.Engine) string {
+	s := fmt.Sprintf("%s %s at %s", e.Name, e.Version, e.Host)
+	if e.Path != "" {
+		s += ", reached by " + e.Path
+	}
+	return s
 }
 
 func when(r *judge.Run) string { return r.Started.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -23,6 +23,7 @@ import (
 	"idlerace/harness/record"
 	"idlerace/harness/results"
 	"idlerace/harness/spec"
+	"idlerace/harness/stack"
 	"idlerace/harness/stack/local"
 )
 
@@ -45,7 +46,7 @@ func benchProxy(b *testing.B) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := Find(b.Context(), a, RuntimeAuto, ""); err != nil {
+	if _, err := (&Finder{Runtime: record.RuntimeLocal}).Find(b.Context(), a, ""); err != nil {
 		b.Logf("nginx: %v; measuring gohttp instead", err)
 		return "gohttp"
 	}
@@ -63,7 +64,7 @@ func scenario(b *testing.B, text string) *spec.Scenario {
 
 func runOnce(b *testing.B, self string, s *spec.Scenario, only func(plan.Item) bool) (*results.Folder, record.Manifest) {
 	b.Helper()
-	folder, err := Run(b.Context(), nil, s, Options{Runtime: RuntimeAuto, Out: b.TempDir(), Self: self, Version: "bench", Seed: s.Probe.Seed,
+	folder, err := Run(b.Context(), nil, s, Options{Runtime: record.RuntimeLocal, Out: b.TempDir(), Self: self, Version: "bench", Seed: s.Probe.Seed,
 		Command: []string{"run"}, Only: only})
 	if err != nil {
 		b.Fatal(err)
@@ -211,32 +212,32 @@ probe: {lanes: 200, shots: 1000000, budget: 1m, until: shots}
 // benchStack is a run whose stack is up, driven by hand.
 type benchStack struct {
 	run  *run
-	st   *running
+	st   *side
 	item plan.Item
 	ctx  context.Context
 }
 
 func startStack(b *testing.B, self string, s *spec.Scenario) *benchStack {
 	b.Helper()
-	r, err := prepare(b.Context(), s, Options{Runtime: RuntimeAuto, Out: b.TempDir(), Self: self, Seed: s.Probe.Seed, Say: b.Logf})
+	r, err := prepare(b.Context(), s, Options{Runtime: record.RuntimeLocal, Out: b.TempDir(), Self: self, Seed: s.Probe.Seed, Say: b.Logf})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { r.folder.Close() })
 	rt := local.New(self)
 	b.Cleanup(rt.Close)
-	st, err := r.start(b.Context(), rt)
+	sides, err := r.start(b.Context(), []stack.Runtime{rt})
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { st.stop(context.Background()) })
-	return &benchStack{run: r, st: st, item: r.plan.Items[0], ctx: b.Context()}
+	b.Cleanup(func() { stopAll(context.Background(), sides) })
+	return &benchStack{run: r, st: sides[0], item: r.plan.Items[0], ctx: b.Context()}
 }
 
 // lateIDs counts the late requests of an attack since the given event.
 func (s *benchStack) lateIDs(b *testing.B, attack string, after uint64) int {
 	b.Helper()
-	resp, err := newJournal(s.st.admin).get(s.ctx, fmt.Sprintf("/journal?after=%d", after))
+	resp, err := s.st.journal.get(s.ctx, fmt.Sprintf("/journal?after=%d", after))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -257,7 +258,7 @@ func (s *benchStack) lateIDs(b *testing.B, attack string, after uint64) int {
 
 func (s *benchStack) mark(b *testing.B) uint64 {
 	b.Helper()
-	n, err := newJournal(s.st.admin).mark(s.ctx)
+	n, err := s.st.journal.mark(s.ctx)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -274,7 +275,7 @@ func (s *benchStack) aim(b *testing.B) float64 {
 	if err := s.run.openRecord(); err != nil {
 		b.Fatal(err)
 	}
-	reason, err := s.run.probe(s.ctx, nil, s.st)
+	reason, err := s.run.probe(s.ctx, nil, []*side{s.st})
 	if err != nil || reason != record.EndBudget {
 		b.Fatalf("%s: %v", reason, err)
 	}

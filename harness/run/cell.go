@@ -28,9 +28,11 @@ type cell struct {
 	lanes int
 	start time.Time // of the first burst
 	hub   *hub
-	mark  func(context.Context) (uint64, error) // position of the origin's journal
-	aim   *load.Aim
-	slots *load.Stagger
+
+	journal *journal // of its origin
+	side    string   // name of its runtime
+	aim     *load.Aim
+	slots   *load.Stagger
 
 	// Guarded by hub.mu.
 	tally    *judge.Tally
@@ -119,8 +121,8 @@ func (c *cell) tell(shots []record.Shot) {
 
 // settle gives every witness time to speak about the shots so far.
 func (c *cell) settle(ctx context.Context, last []record.Shot) {
-	if n, err := c.mark(ctx); err == nil {
-		if !c.hub.wait(ctx, journalBehind, func() bool { return c.hub.journalN >= n }) && ctx.Err() == nil {
+	if n, err := c.journal.mark(ctx); err == nil {
+		if !c.hub.wait(ctx, journalBehind, func() bool { return c.journal.seen >= n }) && ctx.Err() == nil {
 			c.hub.with(func() { c.hub.behind++ })
 		}
 	}
@@ -157,7 +159,7 @@ func (c *cell) left(rest time.Duration) time.Duration {
 		return rest
 	}
 	bursts := (missing + c.lanes - 1) / c.lanes
-	return time.Duration(bursts) * (c.item.Cell.UpstreamIdle + load.MinHold)
+	return max(time.Until(c.start), 0) + time.Duration(bursts)*(c.item.Cell.UpstreamIdle+load.MinHold)
 }
 
 // waitForCloses lets one side or the other close every idle connection. The
@@ -195,14 +197,14 @@ func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, 
 		return load.Burst{}, false
 	}
 	c.aimed++
-	hold := c.hold(earliest, c.aim.Edge(c.target()))
+	hold := c.hold(earliest, c.aim.Expect(c.lanes, c.target()))
 	return load.Burst{Phase: record.PhaseAimed, Target: target, Edge: edge, Gaps: gaps, Hold: hold}, ctx.Err() == nil
 }
 
 // fresh is a burst that is sent soon, at no moment in particular.
 func (c *cell) fresh(p record.Phase) load.Burst {
 	start := c.slots.Free(time.Now())
-	return load.Burst{Phase: p, Start: start, Hold: c.hold(start, c.aim.Edge(c.target()))}
+	return load.Burst{Phase: p, Start: start, Hold: c.hold(start, c.aim.Expect(c.lanes, c.target()))}
 }
 
 // hold keeps this cell's answers, and the burst a gap after them, out of the

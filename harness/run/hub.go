@@ -22,18 +22,17 @@ import (
 // hub is where all witnesses' statements arrive: it writes them down, joins
 // them and lets each cell's aim and tally learn from them.
 type hub struct {
-	mu       sync.Mutex
-	changed  chan struct{} // closed and replaced whenever something arrived
-	out      *record.Writer
-	file     *os.File
-	joiner   record.Joiner
-	cells    map[string]*cell
-	conns    map[uint64]*cell // open upstream connections that served a request
-	journalN uint64           // last event seen
-	ended    bool             // nothing is recorded any more
-	abort    func(error)      // ends the run: the record cannot be written
-	behind   int              // bursts settled although the journal had not caught up
-	metrics  *metrics.Set
+	mu      sync.Mutex
+	waiting map[*waiter]bool
+	out     *record.Writer
+	file    *os.File
+	joiner  record.Joiner
+	cells   map[string]*cell
+	conns   map[uint64]*cell // open upstream connections that served a request
+	ended   bool             // nothing is recorded any more
+	abort   func(error)      // ends the run: the record cannot be written
+	behind  int              // bursts settled although the journal had not caught up
+	metrics *metrics.Set
 }
 
 func newHub(f *results.Folder, m *metrics.Set) (*hub, error) {
@@ -41,7 +40,7 @@ func newHub(f *results.Folder, m *metrics.Set) (*hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &hub{changed: make(chan struct{}), file: file, out: record.NewWriter(file), cells: map[string]*cell{}, conns: map[uint64]*cell{}, metrics: m}
+	h := &hub{waiting: map[*waiter]bool{}, file: file, out: record.NewWriter(file), cells: map[string]*cell{}, conns: map[uint64]*cell{}, metrics: m}
 	h.joiner = record.Joiner{
 		Observe: func(o record.Observation) {
 			if c := h.cells[o.Shot.Cell]; c != nil {
@@ -66,18 +65,36 @@ func newHub(f *results.Folder, m *metrics.Set) (*hub, error) {
 }
 
 // add takes lines of any kind.
-func (h *hub) add(lines ...record.Line) {
+func (h *hub) add(lines ...record.Line) { h.addFrom(nil, 0, lines...) }
+
+// addFrom takes lines of a journal, up to its event n.
+func (h *hub) addFrom(j *journal, n uint64, lines ...record.Line) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if j != nil {
+		j.seen = n
+	}
 	for _, l := range lines {
 		h.addLocked(l)
 	}
 	h.wake()
 }
 
+// waiter waits for a condition. Whoever changes something looks whether it
+// holds: waking a hundred cells for each line, to look themselves, costs more
+// than all else.
+type waiter struct {
+	cond func() bool
+	ok   chan struct{} // closed when cond holds
+}
+
 func (h *hub) wake() {
-	close(h.changed)
-	h.changed = make(chan struct{})
+	for w := range h.waiting {
+		if w.cond() {
+			delete(h.waiting, w)
+			close(w.ok)
+		}
+	}
 }
 
 func (h *hub) addLocked(l record.Line) {
@@ -86,12 +103,11 @@ func (h *hub) addLocked(l record.Line) {
 	}
 	h.out.Write(l)
 	if e := l.Event; e != nil {
-		h.journalN = e.N
 		h.follow(*e)
 	}
 	if l.Direct != nil && l.Direct.Err == "" {
 		for _, c := range h.cells {
-			if c.item.Server == l.Direct.Server {
+			if c.item.Server == l.Direct.Server && c.side == l.Direct.Runtime {
 				c.aim.Direct(l.Direct.After)
 				c.tally.Direct(l.Direct.After)
 			}
@@ -160,19 +176,23 @@ func (h *hub) wait(ctx context.Context, limit time.Duration, cond func() bool) b
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for {
-		h.mu.Lock()
-		ok, changed := cond(), h.changed
+	w := &waiter{cond, make(chan struct{})}
+	h.mu.Lock()
+	if cond() {
 		h.mu.Unlock()
-		if ok {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return false
-		}
+		return true
 	}
+	h.waiting[w] = true
+	h.mu.Unlock()
+	select {
+	case <-w.ok:
+		return true
+	case <-ctx.Done():
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.waiting, w)
+	return cond()
 }
 
 // with runs f with the hub locked.

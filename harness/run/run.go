@@ -3,15 +3,14 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"sort"
 	"sync"
 	"time"
 
@@ -24,7 +23,7 @@ import (
 	"idlerace/harness/results"
 	"idlerace/harness/spec"
 	"idlerace/harness/stack"
-	"idlerace/harness/stack/local"
+	"idlerace/harness/stack/docker"
 	"idlerace/harness/upstream"
 )
 
@@ -72,17 +71,6 @@ func environment(err error) error {
 	return environmentError{err}
 }
 
-// portAttempts is how often a stack is started anew on other ports when
-// another process took one.
-const portAttempts = 3
-
-// staggerSlot is the distance between the first bursts of two cells, and
-// staggerMost what all of them may take together.
-const (
-	staggerSlot = 12 * time.Millisecond
-	staggerMost = 500 * time.Millisecond
-)
-
 // directProbes is the number of connections that measure a server's close
 // without a proxy.
 const directProbes = 4
@@ -94,19 +82,44 @@ const directProbes = 4
 // soft ends the run in order: bursts under way are finished, what there is is
 // written. ctx ends it at once. Nothing is left running either way.
 func Run(ctx context.Context, soft <-chan struct{}, s *spec.Scenario, o Options) (*results.Folder, error) {
-	r, err := prepare(ctx, s, o)
+	// Before there is anything to finish, the first interrupt ends all.
+	early, interrupted := context.WithCancelCause(ctx)
+	defer interrupted(nil)
+	select {
+	case <-soft:
+		interrupted(ErrInterrupted)
+	default:
+		go func() {
+			select {
+			case <-soft:
+				interrupted(ErrInterrupted)
+			case <-early.Done():
+			}
+		}()
+	}
+	r, err := prepare(early, s, o)
+	if early.Err() != nil && err != nil {
+		return nil, ErrInterrupted
+	}
 	if err != nil {
 		return nil, err
 	}
-	return r.folder, r.do(ctx, soft)
+	defer r.finder.Close()
+	return r.folder, r.do(ctx, early, soft)
 }
 
 // prepare plans a run and makes its folder.
-func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
+func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err error) {
 	if o.Say == nil {
 		o.Say = func(string, ...any) {}
 	}
-	found, missing, err := find(ctx, s, o)
+	finder := &Finder{Runtime: cmp.Or(o.Runtime, RuntimeAuto), Self: o.Self, Say: o.Say}
+	defer func() {
+		if err != nil {
+			finder.Close()
+		}
+	}()
+	found, missing, err := finder.all(ctx, s, o.Require)
 	if err != nil {
 		return nil, environment(err)
 	}
@@ -148,6 +161,10 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
 			m.Proxies = append(m.Proxies, f.Run)
 		}
 	}
+	if finder.engine != nil && slices.ContainsFunc(m.Proxies, func(p record.ProxyRun) bool { return p.Runtime == record.RuntimeDocker }) {
+		i := finder.engine.Info()
+		m.Engine = &record.Engine{Name: i.Name, Version: i.Version, Host: i.Host, OS: i.OS, Arch: i.Arch, Reaper: i.Reaper}
+	}
 	manifest, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, err
@@ -158,7 +175,7 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (*run, error) {
 	if err != nil {
 		return nil, environment(err)
 	}
-	return &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, found: found, kind: kind}, nil
+	return &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, finder: finder, found: found, kind: kind}, nil
 }
 
 // Unsupported says why no run of this version can express a cell, or "".
@@ -179,8 +196,10 @@ type run struct {
 	plan     plan.Plan
 	folder   *results.Folder
 	manifest record.Manifest
+	finder   *Finder
 	found    map[string]Found
 	kind     upstream.Kind
+	docker   *docker.Runtime // nil: no proxy is a container
 
 	hub   *hub
 	cells []*cell
@@ -188,25 +207,23 @@ type run struct {
 	mu sync.Mutex
 }
 
-// running is a started stack.
-type running struct {
-	origin  stack.Instance
-	proxies map[string]stack.Instance
-	servers map[string]string // the origin's addresses by server name
-	admin   string
-	routes  map[string]proxy.Route // by item id
-}
-
-func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
+func (r *run) do(ctx, early context.Context, soft <-chan struct{}) (err error) {
 	begun := time.Now()
-	rt := local.New(r.Self)
-	defer rt.Close()
-	st, err := r.start(ctx, rt)
+	runtimes, closeRuntimes := r.runtimes()
+	defer func() { err = errors.Join(err, environment(closeRuntimes(ctx))) }()
+	sides, err := r.start(early, runtimes)
+	if err != nil && early.Err() != nil {
+		r.manifest.Ended = record.EndInterrupted
+		return environment(r.folder.WriteJSON(results.ManifestFile, r.manifest))
+	}
 	if err != nil {
 		r.manifest.Ended = "the stack did not start: " + err.Error()
 		return environment(errors.Join(err, r.folder.WriteJSON(results.ManifestFile, r.manifest)))
 	}
-	defer st.stop(ctx)
+	defer func() { err = errors.Join(err, environment(stopAll(ctx, sides))) }()
+	if d := r.docker; d != nil {
+		r.manifest.Engine.Path, r.manifest.Engine.Limits = d.Path(), d.Limits()
+	}
 	r.manifest.StartUp = time.Since(begun)
 	if err := r.folder.WriteJSON(results.ManifestFile, r.manifest); err != nil {
 		return environment(err)
@@ -219,7 +236,7 @@ func (r *run) do(ctx context.Context, soft <-chan struct{}) (err error) {
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(256 << 20))
 	probing := time.Now()
-	reason, err := r.probe(ctx, soft, st)
+	reason, err := r.probe(ctx, soft, sides)
 	r.manifest.Probing = time.Since(probing)
 	r.manifest.Ended = reason
 	err = errors.Join(err, r.hub.end(reason))
@@ -235,120 +252,8 @@ func (r *run) openRecord() (err error) {
 	return err
 }
 
-// start starts the stack, on other ports when another process took one.
-func (r *run) start(ctx context.Context, rt stack.Runtime) (*running, error) {
-	for attempt := 1; ; attempt++ {
-		st, err := r.startOnce(ctx, rt)
-		var exit *stack.ExitError
-		if err == nil || attempt == portAttempts || !errors.As(err, &exit) || !exit.AddressInUse() {
-			return st, err
-		}
-		r.Say("%s: a port was taken by another process; starting again on others", exit.Service)
-	}
-}
-
-func (r *run) startOnce(ctx context.Context, rt stack.Runtime) (*running, error) {
-	var runnable []plan.Item
-	for _, it := range r.plan.Items {
-		if it.Unsupported == "" {
-			runnable = append(runnable, it)
-		}
-	}
-	ports, err := local.Reserve(1 + len(r.plan.Servers) + len(runnable))
-	if err != nil {
-		return nil, err
-	}
-	defer ports.Release()
-	addrs := ports.Addrs
-	st := &running{proxies: map[string]stack.Instance{}, servers: map[string]string{}, routes: map[string]proxy.Route{}, admin: addrs[0]}
-	for i, srv := range r.plan.Servers {
-		st.servers[srv.Name] = addrs[1+i]
-	}
-	inputs := map[string]proxy.Input{}
-	for i, it := range runnable {
-		route := proxy.Route{ID: it.ID, Cell: it.Cell, Listen: addrs[1+len(r.plan.Servers)+i], Upstream: st.servers[it.Server]}
-		st.routes[it.ID] = route
-		in := inputs[it.Cell.Proxy]
-		in.Lanes = r.scenario.Probe.Lanes
-		in.Routes = append(in.Routes, route)
-		inputs[it.Cell.Proxy] = in
-	}
-	svc, err := r.kind.Render(r.plan.Servers, st.servers, st.admin)
-	if err != nil {
-		return nil, err
-	}
-	if err := ports.Release(); err != nil {
-		return nil, err
-	}
-	if st.origin, err = rt.Start(ctx, svc, r.dir(svc)); err != nil {
-		return nil, err
-	}
-	names := make([]string, 0, len(inputs))
-	for name := range inputs {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		if err := r.startProxy(ctx, rt, st, name, inputs[name]); err != nil {
-			st.stop(ctx)
-			return nil, err
-		}
-	}
-	return st, nil
-}
-
-// startProxy starts one proxy. One that does not come up breaks its own cells
-// and no others, unless a port was taken, which the caller can cure.
-func (r *run) startProxy(ctx context.Context, rt stack.Runtime, st *running, name string, in proxy.Input) error {
-	a := r.found[name].Adapter
-	svc, err := a.Render(in)
-	if err != nil {
-		return err
-	}
-	if svc.Binary != "" {
-		svc.Binary = r.found[name].Run.Path
-	}
-	for _, route := range in.Routes {
-		if err := r.folder.WriteFile(filepath.Join(results.CellsDir, route.ID, "proxy.conf"), []byte(a.Excerpt(route, in))); err != nil {
-			return err
-		}
-	}
-	inst, err := rt.Start(ctx, svc, r.dir(svc))
-	var exit *stack.ExitError
-	switch {
-	case err == nil:
-		st.proxies[name] = inst
-		delete(r.manifest.Faults, name)
-		return nil
-	case ctx.Err() != nil, errors.As(err, &exit) && exit.AddressInUse():
-		return err
-	}
-	r.Say("%v", err)
-	r.manifest.Faults[name] = err.Error()
-	return nil
-}
-
-func (r *run) dir(s stack.Service) string {
-	return filepath.Join(r.folder.Path, results.StackDir, s.Name)
-}
-
-// stopGrace is how long a service may take to end when asked politely.
-const stopGrace = 3 * time.Second
-
-// stop ends the proxies, then the origin. A cancelled ctx makes it rude.
-func (st *running) stop(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, stopGrace)
-	defer cancel()
-	var wg sync.WaitGroup
-	for _, inst := range st.proxies {
-		wg.Go(func() { inst.Stop(ctx) })
-	}
-	wg.Wait()
-	st.origin.Stop(ctx)
-}
-
 // probe runs all cells side by side and says how it ended.
-func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (reason string, err error) {
+func (r *run) probe(ctx context.Context, soft <-chan struct{}, sides []*side) (reason string, err error) {
 	budget, cancelBudget := context.WithTimeout(ctx, r.scenario.Probe.Budget)
 	defer cancelBudget()
 	calm, interrupted := context.WithCancelCause(budget)
@@ -362,7 +267,7 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (rea
 	watchers.Go(func() {
 		select {
 		case <-soft:
-			interrupted(errInterrupted)
+			interrupted(ErrInterrupted)
 		case <-watching.Done():
 		}
 	})
@@ -372,46 +277,76 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (rea
 		return err.Error(), err
 	}
 	defer alarm.Close()
-	j := newJournal(st.admin)
-	defer j.client.CloseIdleConnections()
-	if err := r.makeCells(st, j); err != nil {
+	if err := r.makeCells(sides); err != nil {
 		return err.Error(), err
 	}
 
-	following := make(chan struct{})
-	watchers.Go(func() {
-		if err := j.follow(watching, r.hub, sync.OnceFunc(func() { close(following) })); err != nil && watching.Err() == nil {
-			interrupted(err)
+	// A side that loses its origin ends, and with the last one the run.
+	ends := make([]context.CancelCauseFunc, len(sides))
+	contexts := make([]context.Context, len(sides))
+	for i := range sides {
+		contexts[i], ends[i] = context.WithCancelCause(calm)
+		defer ends[i](nil)
+		if len(sides) == 1 {
+			ends[i] = interrupted
 		}
-	})
-	select {
-	case <-following:
-	case <-calm.Done():
-		return context.Cause(calm).Error(), context.Cause(calm)
 	}
-	perProxy := map[string]context.Context{}
-	for name, inst := range st.proxies {
-		c, cancel := context.WithCancelCause(calm)
-		defer cancel(nil)
-		perProxy[name] = c
-		watchers.Go(func() { r.watch(watching, name, inst, cancel) })
+	var following sync.WaitGroup
+	for i, sd := range sides {
+		connected := make(chan struct{})
 		watchers.Go(func() {
-			if err := tail(watching, r.found[name].Adapter, inst, r.hub); err != nil && watching.Err() == nil {
-				r.fault(name, fmt.Errorf("log: %w", err))
+			err := sd.journal.follow(watching, r.hub, sd.n, sync.OnceFunc(func() { close(connected) }))
+			if err == nil || watching.Err() != nil {
+				return
+			}
+			select {
+			case <-sd.origin.Done(): // that is why, and watchOrigin tells
+			case <-time.After(originGrace):
+				r.lose(sd, len(sides) == 1, err, ends[i])
+			case <-watching.Done():
+			}
+		})
+		following.Go(func() {
+			select {
+			case <-connected:
+			case <-contexts[i].Done():
+			}
+		})
+		watchers.Go(func() {
+			select {
+			case <-sd.origin.Done():
+				r.lose(sd, len(sides) == 1, sd.origin.Err(), ends[i])
+			case <-watching.Done():
 			}
 		})
 	}
-	watchers.Go(func() { r.watch(watching, "origin", st.origin, interrupted) })
+	following.Wait()
+	if calm.Err() != nil {
+		return context.Cause(calm).Error(), context.Cause(calm)
+	}
+	perProxy := map[string]context.Context{}
+	for i, sd := range sides {
+		for name, inst := range sd.proxies {
+			c, cancel := context.WithCancelCause(contexts[i])
+			defer cancel(nil)
+			perProxy[name] = c
+			watchers.Go(func() { r.watch(watching, name, inst, cancel) })
+			watchers.Go(func() {
+				if err := tail(watching, r.found[name].Adapter, inst, r.hub); err != nil && watching.Err() == nil {
+					r.fault(name, fmt.Errorf("log: %w", err))
+				}
+			})
+		}
+	}
 
 	var attacks sync.WaitGroup
-	for _, srv := range r.plan.Servers {
-		attacks.Go(func() { r.measure(calm, srv, st.servers[srv.Name]) })
+	for _, sd := range sides {
+		for _, srv := range r.plan.Servers {
+			attacks.Go(func() { r.measure(calm, sd, srv) })
+		}
 	}
 	for _, c := range r.cells {
-		proxyCtx, ok := perProxy[c.item.Cell.Proxy]
-		if !ok {
-			continue // its proxy did not start
-		}
+		proxyCtx := perProxy[c.item.Cell.Proxy]
 		attacks.Go(func() {
 			if err := c.attack(proxyCtx, ctx, alarm); err != nil {
 				r.fault(c.item.Cell.Proxy, err)
@@ -427,7 +362,7 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (rea
 	switch {
 	case ctx.Err() != nil:
 		return record.EndInterrupted, nil
-	case context.Cause(calm) == errInterrupted:
+	case context.Cause(calm) == ErrInterrupted:
 		return record.EndInterrupted, nil
 	case errors.Is(context.Cause(calm), context.DeadlineExceeded) && budget.Err() != nil:
 		return record.EndBudget, nil
@@ -446,29 +381,27 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, st *running) (rea
 	return record.EndDone, nil
 }
 
-var errInterrupted = errors.New(record.EndInterrupted)
+// ErrInterrupted is the error of a run that was interrupted before it had a
+// folder.
+var ErrInterrupted = errors.New(record.EndInterrupted)
 
-func (r *run) makeCells(st *running, j *journal) error {
-	slot := staggerSlot
-	if n := len(r.plan.Items); n > 1 {
-		slot = min(slot, staggerMost/time.Duration(n))
-	}
-	first := time.Now().Add(20 * time.Millisecond)
-	// Controls first: nothing may be called safe before they are decided.
-	items := slices.Clone(r.plan.Items)
+func (r *run) makeCells(sides []*side) error {
+	begin := time.Now().Add(20 * time.Millisecond)
+	start := starts(r.plan.Items, r.scenario.Probe)
 	slots := &load.Stagger{}
-	slices.SortStableFunc(items, func(a, b plan.Item) int { return rank(a) - rank(b) })
-	for i, it := range items {
-		if it.Unsupported != "" {
-			continue
+	for _, it := range r.plan.Items {
+		at := slices.IndexFunc(sides, func(sd *side) bool { return sd.routes[it.ID].ID != "" && sd.proxies[it.Cell.Proxy] != nil })
+		if at < 0 {
+			continue // unsupported, or its proxy did not start
 		}
+		sd := sides[at]
 		files, err := newCellFiles(r.folder, it)
 		if err != nil {
 			return err
 		}
 		sub := judge.SubjectOf(r.manifest, r.scenario, it)
-		c := &cell{item: it, addr: st.routes[it.ID].Listen, lanes: r.scenario.Probe.Lanes, start: first.Add(time.Duration(i) * slot),
-			hub: r.hub, mark: j.mark, aim: load.NewAim(it.Rand(r.Seed)), slots: slots, tally: judge.NewTally(sub), files: files,
+		c := &cell{item: it, addr: sd.listener(it), lanes: r.scenario.Probe.Lanes, start: begin.Add(start[it.ID]),
+			hub: r.hub, journal: sd.journal, side: sd.rt.Name(), aim: load.NewAim(it.Rand(r.Seed)), slots: slots, tally: judge.NewTally(sub), files: files,
 			unproven: map[uint64]bool{}, lateSeen: map[uint64]bool{}}
 		r.cells = append(r.cells, c)
 		r.hub.with(func() { r.hub.cells[it.ID] = c })
@@ -476,19 +409,13 @@ func (r *run) makeCells(st *running, j *journal) error {
 	return nil
 }
 
-func rank(it plan.Item) int {
-	if it.Role == plan.RoleCell {
-		return 1
-	}
-	return 0
-}
-
-// measure takes the idle close of one of the origin's servers without a proxy.
-func (r *run) measure(ctx context.Context, srv plan.Server, addr string) {
-	for _, d := range load.MeasureClose(ctx, srv.Name, addr, directProbes, generous(srv.IdleTimeout)) {
+// measure takes the idle close of one of an origin's servers without a proxy.
+func (r *run) measure(ctx context.Context, sd *side, srv plan.Server) {
+	for _, d := range load.MeasureClose(ctx, srv.Name, sd.server(srv.Name), directProbes, generous(srv.IdleTimeout)) {
 		if ctx.Err() != nil && d.Err != "" {
 			continue
 		}
+		d.Runtime = sd.rt.Name()
 		r.hub.add(record.Line{T: record.KindDirect, Direct: &d})
 	}
 }
@@ -504,12 +431,29 @@ func (r *run) watch(ctx context.Context, name string, inst stack.Instance, cance
 	}
 }
 
+// originGrace is how long an origin whose journal broke off may take to be
+// known as dead.
+const originGrace = 2 * time.Second
+
+// lose ends a side whose origin is lost.
+func (r *run) lose(sd *side, only bool, err error, end context.CancelCauseFunc) {
+	if only {
+		r.fault(record.FaultOrigin, err)
+	} else {
+		for name := range sd.proxies {
+			r.fault(name, err)
+		}
+	}
+	end(err)
+}
+
+// fault keeps the first thing that went wrong with a proxy.
 func (r *run) fault(name string, err error) {
-	r.Say("%s: %v", name, err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.manifest.Faults[name] == "" {
 		r.manifest.Faults[name] = err.Error()
+		r.Say("%s: %v", name, err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"idlerace/harness/results"
 	"idlerace/harness/spec"
 	"idlerace/harness/stack"
+	"idlerace/harness/stack/local"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,7 +36,7 @@ func prepared(t *testing.T, text string, o Options) *run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Out, o.Self = t.TempDir(), "/no/such/program"
+	o.Out, o.Self, o.Runtime = t.TempDir(), "/no/such/program", record.RuntimeEmbedded
 	if o.Say == nil {
 		o.Say = t.Logf
 	}
@@ -54,7 +55,9 @@ type fakeRuntime struct {
 	stopped []string
 }
 
-func (f *fakeRuntime) Name() string { return "fake" }
+func (f *fakeRuntime) Name() string { return record.RuntimeLocal }
+
+func (f *fakeRuntime) Reserve(n int) (stack.Addresses, error) { return local.Reserve(n) }
 
 func (f *fakeRuntime) Start(_ context.Context, s stack.Service, _ string) (stack.Instance, error) {
 	f.started = append(f.started, s.Name)
@@ -69,11 +72,13 @@ type fakeInstance struct {
 	s  stack.Service
 }
 
-func (i *fakeInstance) Service() stack.Service { return i.s }
-func (i *fakeInstance) Stdout() string         { return "" }
-func (i *fakeInstance) Stderr() string         { return "" }
-func (i *fakeInstance) Done() <-chan struct{}  { return nil }
-func (i *fakeInstance) Err() error             { return nil }
+func (i *fakeInstance) Service() stack.Service      { return i.s }
+func (i *fakeInstance) Address(ready string) string { return ready }
+func (i *fakeInstance) Peer(ready string) string    { return ready }
+func (i *fakeInstance) Stdout() string              { return "" }
+func (i *fakeInstance) Stderr() string              { return "" }
+func (i *fakeInstance) Done() <-chan struct{}       { return nil }
+func (i *fakeInstance) Err() error                  { return nil }
 func (i *fakeInstance) Stop(context.Context) error {
 	i.rt.stopped = append(i.rt.stopped, i.s.Name)
 	return nil
@@ -93,11 +98,11 @@ func TestTakenPortsAreTriedAnew(t *testing.T) {
 		}
 		return nil
 	}}
-	st, err := r.start(t.Context(), rt)
+	st, err := r.start(t.Context(), []stack.Runtime{rt})
 	if err != nil {
 		t.Fatal(err)
 	}
-	st.stop(t.Context())
+	stopAll(t.Context(), st)
 	if got := strings.Join(rt.started, " "); got != "origin gohttp origin gohttp origin gohttp" {
 		t.Errorf("started %s", got)
 	}
@@ -109,7 +114,7 @@ func TestTakenPortsAreTriedAnew(t *testing.T) {
 func TestPortsTakenForGood(t *testing.T) {
 	r := prepared(t, small, Options{})
 	rt := &fakeRuntime{fail: taken}
-	_, err := r.start(t.Context(), rt)
+	_, err := r.start(t.Context(), []stack.Runtime{rt})
 	var exit *stack.ExitError
 	if !errors.As(err, &exit) || len(rt.started) != portAttempts {
 		t.Errorf("%v after %d tries", err, len(rt.started))
@@ -124,12 +129,12 @@ func TestProxyThatDoesNotStartBreaksItsCellsOnly(t *testing.T) {
 		}
 		return nil
 	}}
-	st, err := r.start(t.Context(), rt)
+	st, err := r.start(t.Context(), []stack.Runtime{rt})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(st.proxies) != 0 || !strings.Contains(r.manifest.Faults["gohttp"], "bad directive") {
-		t.Errorf("proxies %v, faults %v", st.proxies, r.manifest.Faults)
+	if len(st[0].proxies) != 0 || !strings.Contains(r.manifest.Faults["gohttp"], "bad directive") {
+		t.Errorf("proxies %v, faults %v", st[0].proxies, r.manifest.Faults)
 	}
 }
 
@@ -139,7 +144,7 @@ func TestOriginThatDoesNotStartEndsTheRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := t.TempDir()
-	folder, err := Run(t.Context(), nil, s, Options{Out: out, Self: filepath.Join(out, "nothing")})
+	folder, err := Run(t.Context(), nil, s, Options{Runtime: record.RuntimeEmbedded, Out: out, Self: filepath.Join(out, "nothing")})
 	if !errors.Is(err, ErrEnvironment) || folder == nil {
 		t.Fatalf("%v", err)
 	}
@@ -153,6 +158,23 @@ func TestOriginThatDoesNotStartEndsTheRun(t *testing.T) {
 	}
 }
 
+// An interrupt before there is a run leaves nothing behind.
+func TestInterruptedAtOnce(t *testing.T) {
+	s, err := spec.Read("test.yaml", []byte(small), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soft := make(chan struct{})
+	close(soft)
+	out := t.TempDir()
+	if folder, err := Run(t.Context(), soft, s, Options{Runtime: record.RuntimeEmbedded, Out: out}); folder != nil || !errors.Is(err, ErrInterrupted) {
+		t.Errorf("%v, %v", folder, err)
+	}
+	if entries, _ := os.ReadDir(out); len(entries) > 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
 func TestPrepareErrors(t *testing.T) {
 	s, err := spec.Read("test.yaml", []byte(small), nil)
 	if err != nil {
@@ -162,14 +184,14 @@ func TestPrepareErrors(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Run(t.Context(), nil, s, Options{Out: filepath.Join(file, "results")}); !errors.Is(err, ErrEnvironment) {
+	if _, err := Run(t.Context(), nil, s, Options{Runtime: record.RuntimeEmbedded, Out: filepath.Join(file, "results")}); !errors.Is(err, ErrEnvironment) {
 		t.Errorf("results in a file: %v", err)
 	}
-	if _, err := Run(t.Context(), nil, s, Options{Out: t.TempDir(), Only: func(plan.Item) bool { return false }}); err == nil || !strings.Contains(err.Error(), "no cell is left") {
+	if _, err := Run(t.Context(), nil, s, Options{Runtime: record.RuntimeEmbedded, Out: t.TempDir(), Only: func(plan.Item) bool { return false }}); err == nil || !strings.Contains(err.Error(), "no cell is left") {
 		t.Errorf("nothing to run: %v", err)
 	}
 	s.Proxies[0].Name = "ghost"
-	if _, err := Run(t.Context(), nil, s, Options{Out: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "ghost") {
+	if _, err := Run(t.Context(), nil, s, Options{Runtime: record.RuntimeEmbedded, Out: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "ghost") {
 		t.Errorf("unknown proxy: %v", err)
 	}
 }
@@ -179,15 +201,16 @@ func TestFind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := Find(t.Context(), embedded, RuntimeEmbedded, "/self")
-	if err != nil || f.Run.Runtime != RuntimeEmbedded || f.Run.Path != "/self" || f.Run.Version == "" {
+	nothing := &Finder{Runtime: record.RuntimeEmbedded, Self: "/self"}
+	f, err := nothing.Find(t.Context(), embedded, "")
+	if err != nil || f.Run.Runtime != record.RuntimeEmbedded || f.Run.Path != "/self" || f.Run.Version == "" {
 		t.Errorf("%+v %v", f, err)
 	}
 	other, err := proxy.ByName("nginx")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Find(t.Context(), other, RuntimeEmbedded, "/self"); err == nil {
+	if _, err := nothing.Find(t.Context(), other, ""); err == nil {
 		t.Error("the embedded runtime found a program")
 	}
 	// A program of that name that is no nginx.
@@ -197,7 +220,7 @@ func TestFind(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", dir)
-		if _, err := Find(t.Context(), other, RuntimeLocal, "/self"); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := (&Finder{Runtime: record.RuntimeLocal, Self: "/self"}).Find(t.Context(), other, ""); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("want %q: %v", name, err)
 		}
 	}
@@ -271,17 +294,17 @@ func TestHubWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.end(record.EndDone)
+	j := &journal{}
 	synctest.Test(t, func(t *testing.T) {
-		h.changed = make(chan struct{}) // of this bubble
 		if h.wait(t.Context(), time.Second, func() bool { return false }) {
 			t.Error("waited for what never came")
 		}
 		go func() {
 			time.Sleep(time.Second)
-			h.add(record.Line{T: record.KindEvent, Event: &record.Event{N: 7}})
+			h.addFrom(j, 7, record.Line{T: record.KindEvent, Event: &record.Event{N: 7}})
 		}()
 		begun := time.Now()
-		if !h.wait(t.Context(), time.Minute, func() bool { return h.journalN == 7 }) || time.Since(begun) != time.Second {
+		if !h.wait(t.Context(), time.Minute, func() bool { return j.seen == 7 }) || time.Since(begun) != time.Second {
 			t.Errorf("woken after %s", time.Since(begun))
 		}
 		ctx, cancel := context.WithCancel(t.Context())

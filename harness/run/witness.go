@@ -21,10 +21,11 @@ import (
 type journal struct {
 	base   string // "http://host:port"
 	client *http.Client
+	seen   uint64 // number of the last event handed to the hub; guarded by its lock
 }
 
 func newJournal(admin string) *journal {
-	return &journal{"http://" + admin, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	return &journal{base: "http://" + admin, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 }
 
 func (j *journal) get(ctx context.Context, path string) (*http.Response, error) {
@@ -62,8 +63,9 @@ func (j *journal) mark(ctx context.Context) (uint64, error) {
 const journalBatch = 16
 
 // follow hands every event to the hub until ctx is done or the origin is gone.
-// It calls connected once the stream stands.
-func (j *journal) follow(ctx context.Context, h *hub, connected func()) error {
+// It calls connected once the stream stands. Every origin counts from one: side
+// makes its connections distinct in the run.
+func (j *journal) follow(ctx context.Context, h *hub, side uint64, connected func()) error {
 	resp, err := j.get(ctx, "/journal?follow=1")
 	if err != nil {
 		return err
@@ -84,9 +86,10 @@ func (j *journal) follow(ctx context.Context, h *hub, connected func()) error {
 		if err := json.Unmarshal(raw, &e); err != nil {
 			return fmt.Errorf("origin: journal: %w", err)
 		}
+		e.Conn |= side << record.ConnBits
 		batch = append(batch, record.Line{T: record.KindEvent, Event: &e})
 		if br.Buffered() == 0 || len(batch) >= journalBatch {
-			h.add(batch...)
+			h.addFrom(j, e.N, batch...)
 			batch = batch[:0]
 		}
 		runtime.Gosched() // a lane whose moment has come goes first

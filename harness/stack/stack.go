@@ -17,8 +17,11 @@ type Service struct {
 	// itself. Args may contain {dir}, the service's folder as the process sees it.
 	Binary string
 	Args   []string
+	Image  string // container image that has Binary; runtimes without containers ignore it
 
-	Ready []string // host:port addresses that accept connections when it is up
+	// Ready has the host:port addresses it listens on, as Runtime.Reserve gave
+	// them; when it is up, each accepts connections.
+	Ready []string
 
 	// ReadyPath is for a service that accepts before it serves: when it is up,
 	// a GET of this path is answered 200 at every Ready address.
@@ -28,6 +31,10 @@ type Service struct {
 // Instance is a started Service.
 type Instance interface {
 	Service() Service
+	// Address is where this program reaches what listens on one of Ready; Peer
+	// is where the other services of the same runtime reach it.
+	Address(ready string) string
+	Peer(ready string) string
 	// Stdout and Stderr are paths of growing files that hold what it printed.
 	Stdout() string
 	Stderr() string
@@ -43,9 +50,19 @@ type Instance interface {
 // Runtime starts services.
 type Runtime interface {
 	Name() string
+	// Reserve gives n addresses to listen on that no other service of this
+	// runtime has. Release them, which is harmless twice, right before the
+	// services start.
+	Reserve(n int) (Addresses, error)
 	// Start returns when every Ready address accepts a connection. On an error
 	// nothing is left running.
 	Start(ctx context.Context, s Service, dir string) (Instance, error)
+}
+
+// Addresses are host:port pairs that are kept free until Release.
+type Addresses interface {
+	List() []string
+	Release() error
 }
 
 // ExitError says that a service ended or never became ready.

@@ -3,13 +3,10 @@
 package local
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -23,10 +20,6 @@ import (
 
 // Defaults of a Runtime.
 const (
-	readyTimeout = 20 * time.Second
-	readyPoll    = 5 * time.Millisecond
-	tailLines    = 10
-
 	// A killed process takes a moment to be gone, one in an uninterruptible
 	// sleep may take long.
 	groupGrace = time.Second
@@ -72,7 +65,7 @@ func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
-	if err := writeFiles(dir, s.Files); err != nil {
+	if err := stack.WriteFiles(dir, s.Files); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	binary := s.Binary
@@ -100,12 +93,12 @@ func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack
 	p.cmd.Dir = dir
 	p.cmd.SysProcAttr = childAttr()
 	// Files, not pipes: a child must never wait for this process to read.
-	out, err := createLog(p.stdout)
+	out, err := stack.CreateLog(p.stdout)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	defer out.Close()
-	errOut, err := createLog(p.stderr)
+	errOut, err := stack.CreateLog(p.stderr)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
@@ -118,7 +111,7 @@ func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	go p.wait()
-	if err := p.ready(ctx); err != nil {
+	if err := stack.AwaitReady(ctx, p, stack.Knock); err != nil {
 		stopNow, cancel := context.WithCancel(context.Background())
 		cancel()
 		return nil, errors.Join(err, p.Stop(stopNow))
@@ -141,31 +134,6 @@ func notTaken(s stack.Service) error {
 	return nil
 }
 
-// createLog opens for appending: a service may open the same file itself.
-func createLog(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o644)
-}
-
-func writeFiles(dir string, files map[string]string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for name, content := range files {
-		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		if err := root.WriteFile(name, []byte(content), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 type process struct {
 	service        stack.Service
 	cmd            *exec.Cmd
@@ -178,9 +146,14 @@ type process struct {
 }
 
 func (p *process) Service() stack.Service { return p.service }
-func (p *process) Stdout() string         { return p.stdout }
-func (p *process) Stderr() string         { return p.stderr }
-func (p *process) Done() <-chan struct{}  { return p.done }
+
+// Address and Peer: all services share this machine's network.
+func (p *process) Address(ready string) string { return ready }
+func (p *process) Peer(ready string) string    { return ready }
+
+func (p *process) Stdout() string        { return p.stdout }
+func (p *process) Stderr() string        { return p.stderr }
+func (p *process) Done() <-chan struct{} { return p.done }
 
 func (p *process) Err() error {
 	p.mu.Lock()
@@ -200,73 +173,9 @@ func (p *process) wait() {
 		time.Sleep(groupPoll)
 	}
 	p.mu.Lock()
-	p.err = &stack.ExitError{Service: p.service.Name, Reason: reason, Tail: p.tail()}
+	p.err = &stack.ExitError{Service: p.service.Name, Reason: reason, Tail: stack.Tail(p)}
 	p.mu.Unlock()
 	close(p.done)
-}
-
-// ready waits until every Ready address accepts a connection, and answers if
-// there is a ReadyPath.
-func (p *process) ready(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	begun := time.Now()
-	for _, addr := range p.service.Ready {
-		var why error
-		for {
-			err := knock(limited, addr, p.service.ReadyPath)
-			if err == nil {
-				break
-			}
-			// An attempt cut short says less than the one before it.
-			if netErr, ok := errors.AsType[net.Error](err); why == nil || !ok || !netErr.Timeout() {
-				why = err
-			}
-			select {
-			case <-p.done:
-				return p.Err()
-			case <-limited.Done():
-				if errors.Is(ctx.Err(), context.Canceled) {
-					return fmt.Errorf("%s: %w", p.service.Name, context.Cause(ctx))
-				}
-				return &stack.ExitError{Service: p.service.Name, Tail: p.tail(),
-					Reason: fmt.Sprintf("not ready after %s: %v", time.Since(begun).Round(time.Millisecond), why)}
-			case <-time.After(readyPoll):
-			}
-		}
-	}
-	// A port that answers may be another process's; ours must still be there.
-	select {
-	case <-p.done:
-		return p.Err()
-	default:
-		return nil
-	}
-}
-
-// knock connects to addr and, where there is a path, wants it answered 200.
-func knock(ctx context.Context, addr, path string) error {
-	if path == "" {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
-	if err != nil {
-		return err
-	}
-	req.Close = true
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", req.URL, resp.Status)
-	}
-	return nil
 }
 
 func (p *process) Stop(ctx context.Context) error {
@@ -289,34 +198,4 @@ func (p *process) Stop(ctx context.Context) error {
 		<-p.done
 	}
 	return nil
-}
-
-// tail gives the last lines of stderr, or of stdout when stderr is empty.
-func (p *process) tail() []string {
-	for _, path := range []string{p.stderr, p.stdout} {
-		if lines := lastLines(path, tailLines); len(lines) > 0 {
-			return lines
-		}
-	}
-	return nil
-}
-
-func lastLines(path string, n int) []string {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	const window = 16 << 10
-	if st, err := f.Stat(); err == nil && st.Size() > window {
-		f.Seek(-window, 2)
-	}
-	var lines []string
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		lines = append(lines, strings.ToValidUTF8(sc.Text(), "?"))
-		if len(lines) > n {
-			lines = lines[1:]
-		}
-	}
-	return lines
 }

@@ -350,7 +350,7 @@ func TestNotReady(t *testing.T) {
 	if !strings.HasPrefix(exit.Reason, "not ready after ") || !strings.Contains(exit.Reason, a[0]) || !strings.Contains(exit.Reason, "connection refused") {
 		t.Errorf("reason %q", exit.Reason)
 	}
-	if strings.Contains(exit.Reason, readyTimeout.String()) {
+	if strings.Contains(exit.Reason, stack.ReadyTimeout.String()) {
 		t.Errorf("reason %q, but nobody waited for that long", exit.Reason)
 	}
 	if diff := cmp.Diff([]string{"looking at the wall"}, exit.Tail); diff != "" {

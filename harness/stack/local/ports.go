@@ -7,6 +7,8 @@ import (
 	"net"
 	"strconv"
 	"syscall"
+
+	"idlerace/harness/stack"
 )
 
 // Ports of services are taken below Linux' default range of ephemeral ports
@@ -23,6 +25,12 @@ type Ports struct {
 	Addrs     []string // "127.0.0.1:20123"
 	listeners []net.Listener
 }
+
+// Reserve implements stack.Runtime.
+func (*Runtime) Reserve(n int) (stack.Addresses, error) { return Reserve(n) }
+
+// List implements stack.Addresses.
+func (p *Ports) List() []string { return p.Addrs }
 
 // Reserve binds n free ports. The caller must Release them.
 func Reserve(n int) (*Ports, error) {

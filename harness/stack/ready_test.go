@@ -1,4 +1,4 @@
-package local
+package stack
 
 import (
 	"net/http"
@@ -15,19 +15,19 @@ func TestKnock(t *testing.T) {
 		}
 	}))
 	addr := srv.Listener.Addr().String()
-	if err := knock(t.Context(), addr, ""); err != nil {
+	if err := Knock(t.Context(), addr, ""); err != nil {
 		t.Errorf("a server that accepts: %v", err)
 	}
-	if err := knock(t.Context(), addr, "/ping"); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := Knock(t.Context(), addr, "/ping"); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a server that accepts and does not serve: %v", err)
 	}
 	serving = true
-	if err := knock(t.Context(), addr, "/ping"); err != nil {
+	if err := Knock(t.Context(), addr, "/ping"); err != nil {
 		t.Errorf("a server that serves: %v", err)
 	}
 	srv.Close()
 	for _, path := range []string{"", "/ping"} {
-		if err := knock(t.Context(), addr, path); err == nil {
+		if err := Knock(t.Context(), addr, path); err == nil {
 			t.Errorf("nothing listens, yet %q was answered", path)
 		}
 	}

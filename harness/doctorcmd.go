@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"idlerace/harness/proxy"
+	"idlerace/harness/record"
+	"idlerace/harness/run"
+)
+
+func doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what can run on this machine, and how to get what cannot",
+		Long: `Say whether a container engine can be used, and for each proxy what runtime auto
+would take on this machine, in which version, and why; for one that cannot run
+the reason and the one command that gets it. Nothing is pulled or built.
+
+Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` cannot.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			me, err := self()
+			if err != nil {
+				return err
+			}
+			lacking, err := examine(cmd.Context(), cmd.OutOrStdout(), me, run.Required())
+			if err != nil {
+				return err
+			}
+			if len(lacking) > 0 {
+				return environmentExit(fmt.Errorf("%s asks for what is not here: %s", run.RequireVar, strings.Join(lacking, ", ")))
+			}
+			return nil
+		},
+	}
+}
+
+// examine prints what can run and gives the names that are required and
+// cannot.
+func examine(ctx context.Context, w io.Writer, self string, required []string) (lacking []string, err error) {
+	finder := &run.Finder{Runtime: run.RuntimeAuto, Self: self, Look: true}
+	defer finder.Close()
+	var b strings.Builder
+	missing := func(name, reason string) {
+		fmt.Fprintf(&b, "missing  %-8s %s\n", name, reason)
+		if slices.Contains(required, name) {
+			lacking = append(lacking, name)
+		}
+	}
+	e, noEngine := finder.Engine(ctx)
+	if err := noEngine; err != nil {
+		missing(record.RuntimeDocker, err.Error())
+	} else {
+		i := e.Info()
+		reaper := "Ryuk removes what a killed run leaves"
+		if !i.Reaper {
+			reaper = "without Ryuk: `idlerace clean` removes what a killed run leaves"
+		}
+		fmt.Fprintf(&b, "ok       %-8s %s %s at %s; %s\n", record.RuntimeDocker, i.Name, i.Version, i.Host, reaper)
+	}
+	for _, a := range proxy.All() {
+		f, err := finder.Find(ctx, a, "")
+		if err != nil {
+			missing(a.Name(), err.Error())
+			fmt.Fprintf(&b, "         %-8s to get it: %s\n", "", finder.Get(a, ""))
+			continue
+		}
+		fmt.Fprintf(&b, "ok       %-8s %s\n", a.Name(), source(f.Run))
+		if noEngine == nil {
+			fmt.Fprintf(&b, "         %-8s %s\n", "", f.Run.Why)
+		}
+	}
+	for _, name := range required {
+		if name != record.RuntimeDocker && !slices.Contains(proxy.Names(), name) {
+			lacking = append(lacking, name+" (not a proxy this version knows)")
+		}
+	}
+	_, err = io.WriteString(w, b.String())
+	return lacking, err
+}
+
+// source says where a proxy comes from: "1.26.3 (local, /usr/sbin/nginx)".
+func source(p record.ProxyRun) string {
+	version, from := p.Version, p.Path
+	if p.Runtime == record.RuntimeDocker {
+		from = p.Image
+		switch {
+		case from == "":
+			from = "an image of this program"
+		case p.ImageID == "":
+			from += ", which a run would pull"
+		}
+	}
+	if version != "" {
+		version += " "
+	}
+	return fmt.Sprintf("%s(%s, %s)", version, p.Runtime, from)
+}
