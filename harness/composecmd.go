@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -93,7 +94,7 @@ func composeCell(runPath, id string) (compose.Cell, error) {
 		}
 		return compose.Cell{}, noCell(id, ids)
 	}
-	c := compose.Cell{Item: m.Items[i], Lanes: s.Probe.Lanes}
+	c := compose.Cell{Item: m.Items[i], Lanes: cmp.Or(m.Lanes, s.Probe.Lanes)}
 	if u := c.Item.Unsupported; u != "" {
 		return c, fmt.Errorf("%s is unsupported: %s", id, u)
 	}

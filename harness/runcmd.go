@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -28,6 +29,7 @@ import (
 type runFlags struct {
 	runtime, out, cell, proxy, metrics string
 	seed                               uint64
+	lanes                              int
 	quiet                              bool
 }
 
@@ -64,6 +66,7 @@ failed or the run was interrupted; 4 environment.`,
 	fl.StringVar(&f.runtime, "runtime", run.RuntimeAuto, "where proxies come from: "+strings.Join(run.Runtimes(), ", "))
 	fl.StringVar(&f.out, "out", "results", "`DIR` of all results")
 	fl.Uint64Var(&f.seed, "seed", 0, "`N` instead of the scenario's probe.seed")
+	fl.IntVar(&f.lanes, "lanes", 0, "`N` client connections per cell instead of the scenario's probe.lanes")
 	fl.StringVar(&f.cell, "cell", "", "run this cell only (`ID` as in a report), with its proxy's controls")
 	fl.StringVar(&f.proxy, "proxy", "", "run this proxy's cells only (`NAME`)")
 	fl.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on `ADDR` (host:port) while the run lasts")
@@ -85,6 +88,11 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	}
 	if !cmd.Flags().Changed("seed") {
 		f.seed = s.Probe.Seed
+	}
+	if cmd.Flags().Changed("lanes") {
+		if err := s.SetLanes(f.lanes); err != nil {
+			return fmt.Errorf("--lanes: %w", err)
+		}
 	}
 	me, err := self()
 	if err != nil {
@@ -154,6 +162,9 @@ func (f runFlags) command(file string) []string {
 	out := []string{"run", file}
 	if f.runtime != run.RuntimeAuto {
 		out = append(out, "--runtime", f.runtime)
+	}
+	if f.lanes != 0 {
+		out = append(out, "--lanes", strconv.Itoa(f.lanes))
 	}
 	return out
 }

@@ -168,6 +168,86 @@ func TestStates(t *testing.T) {
 	}
 }
 
+// TestStall: where the proxy closes first, with room, a stale connection now and
+// then is a machine that held it up, and no verdict on the pair. A proxy whose
+// lateness is a habit races.
+func TestStall(t *testing.T) {
+	const lanes = 20
+	below := racing // the law calls it safe
+	below.ProxyIdle = spec.Idle(500 * msec)
+	off := racing
+	off.ProxyIdle = spec.Off
+	// tight closes at 500 ms, up to 2 ms late; sweeper at 500 ms to 1500 ms.
+	tight := func(i int) time.Duration { return 500*msec + time.Duration(i%20)*100*time.Microsecond }
+	sweeper := func(i int) time.Duration { return 500*msec + time.Duration(i%20)*50*msec }
+	for name, c := range map[string]struct {
+		cell   spec.Cell
+		bursts int
+		stale  func(burst, lane int) bool
+		closes func(i int) time.Duration
+		method string
+		state  spec.State
+		why    string
+		done   bool
+	}{
+		"one burst of many": {below, 16, func(b, l int) bool { return b == 5 }, tight, "POST",
+			spec.Inconclusive, "px closes first, as a rule at 500.9ms and so 499.1ms before the upstream (1000ms), yet 1 of 16 bursts met connections that the upstream had closed before px got to it (20 requests of 320 POSTs failed: 20 x 502)", true},
+		"one burst, replayed": {below, 16, func(b, l int) bool { return b == 5 }, tight, "GET",
+			spec.Inconclusive, "1 of 16 bursts met", true},
+		"too few bursts to tell": {below, 3, func(b, l int) bool { return b == 0 }, tight, "POST",
+			spec.Inconclusive, "60 aimed shots, 300 needed to tell", false},
+		"some lanes of each burst: a pool that keeps a few": {below, 16, func(b, l int) bool { return l < 3 }, tight, "POST",
+			spec.Races, "48 of 320 POSTs met", true},
+		"the same, replayed": {below, 16, func(b, l int) bool { return l < 3 }, tight, "GET",
+			spec.Masked, "48 of 320 GETs met", true},
+		"a pool that is swept at times": {below, 16, func(b, l int) bool { return b == 5 }, sweeper, "POST",
+			spec.Races, "20 of 320 POSTs met", true},
+		"closing at the upstream's own moment": {below, 16, func(b, l int) bool { return b == 5 }, func(int) time.Duration { return 999 * msec }, "POST",
+			spec.Races, "20 of 320 POSTs met", true},
+		"keep-alive off": {off, 16, func(b, l int) bool { return b == 5 }, func(int) time.Duration { return 100 * time.Microsecond }, "POST",
+			spec.Inconclusive, "1 of 16 bursts met", true},
+		"the proxy does not close first as a rule": {racing, 16, func(b, l int) bool { return b == 5 }, nil, "POST",
+			spec.Races, "20 of 320 POSTs met", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.cell.Method = c.method
+			s := tell(c.cell).direct(1001 * msec)
+			n := 0
+			for b := range c.bursts {
+				for l := range lanes {
+					shot := aimedShot(uint64(n))
+					shot.Burst = b
+					o := record.Observation{Shot: shot}
+					switch {
+					case !c.stale(b, l):
+						o.Requests = []record.Event{{Nth: 1, Executed: true}}
+						if c.closes != nil {
+							s.proxyCloses(1, c.closes(n))
+						}
+					case c.method == "GET":
+						late(&o)
+						o.Requests = []record.Event{{Nth: 1, Executed: true}}
+						s.upstreamCloses(1)
+					default:
+						late(&o)
+						failed502(&o)
+						s.upstreamCloses(1)
+					}
+					s.t.Observe(o)
+					n++
+				}
+			}
+			v := s.t.Verdict()
+			if v.State != c.state || !strings.Contains(v.Why, c.why) {
+				t.Errorf("%s: %s\nwant %s: %s", v.State, v.Why, c.state, c.why)
+			}
+			if got := s.t.Done(); got != c.done {
+				t.Errorf("done %v, want %v", got, c.done)
+			}
+		})
+	}
+}
+
 func TestNumbers(t *testing.T) {
 	s := tell(racing).answered(297, 2).upstreamCloses(5)
 	for range 3 {
@@ -293,15 +373,27 @@ func safeCell() []record.Line {
 func TestControls(t *testing.T) {
 	calm := append(served("not", 1, 10, 1), served("not", 2, 11, 1)...)
 	race := lost("must", 1, 20)
+	// The proxy closes at once, but for one burst of three.
+	heldUp := lost("not", 5, 14)
+	for i := range uint64(3) {
+		l := served("not", 2+i, 11+i, 1)
+		l[2].Shot.Burst = int(1 + i)
+		closed := proxyClosed("not", 11+i)
+		closed[0].Event.Idle = msec
+		heldUp = append(append(l, closed...), heldUp...)
+	}
 	for name, c := range map[string]struct {
 		lines []record.Line
 		state spec.State
 		why   string
 	}{
-		"both as they must":              {append(append(safeCell(), calm...), race...), spec.Safe, "closed first"},
-		"no racing control":              {append(safeCell(), calm...), spec.Inconclusive, "the positive control, which must race, did not"},
-		"the negative control fails":     {append(append(append(safeCell(), calm...), race...), lost("not", 3, 30)...), spec.Broken, "the negative control"},
-		"a racing cell needs no control": {append(lost("cell", 9, 40), calm...), spec.Races, "met an upstream connection"},
+		"both as they must":          {append(append(safeCell(), calm...), race...), spec.Safe, "closed first"},
+		"no racing control":          {append(safeCell(), calm...), spec.Inconclusive, "the positive control, which must race, did not"},
+		"the negative control fails": {append(append(append(safeCell(), calm...), race...), lost("not", 3, 30)...), spec.Broken, "the negative control"},
+		"the negative control is held up": {append(append(safeCell(), heldUp...), race...), spec.Inconclusive,
+			"the negative control, without keep-alive to the upstream, lost requests now and then (px closes first"},
+		"a racing cell needs no negative control": {append(append(lost("cell", 9, 40), heldUp...), race...), spec.Races, "met an upstream connection"},
+		"a racing cell needs no control":          {append(lost("cell", 9, 40), calm...), spec.Races, "met an upstream connection"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, s := controlled()

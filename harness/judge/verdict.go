@@ -30,6 +30,7 @@ type Run struct {
 	About    string    `json:"about"`
 	Started  time.Time `json:"started"`
 	Seed     uint64    `json:"seed"`
+	Lanes    int       `json:"lanes"` // client connections per cell; 0: not known
 	Version  string    `json:"idlerace"`
 	Kernel   string    `json:"kernel"`
 	Cores    int       `json:"cores"`
@@ -97,7 +98,7 @@ type Verdict struct {
 	Why            string         `json:"why"`
 	Warnings       []string       `json:"warnings"`
 	Reproduce      string         `json:"reproduce"`
-	Example        *Example       `json:"example"` // the failure (races) or the replay (masked) that explain shows; null without
+	Example        *Example       `json:"example"` // the failure (attributed > 0) or the replay (late > 0) that explain shows; null without
 }
 
 // Example names one proven request of a cell.

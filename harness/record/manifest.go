@@ -22,6 +22,8 @@ type Manifest struct {
 	Kernel   string `json:"kernel"`
 	Cores    int    `json:"cores"`
 
+	Lanes int `json:"lanes"` // client connections of each item
+
 	Engine      *Engine       `json:"engine,omitempty"` // nil: no container was asked for
 	Proxies     []ProxyRun    `json:"proxies"`
 	Unavailable []Unavailable `json:"unavailable"`

@@ -70,7 +70,7 @@ func control(role, proxy, version string, state spec.State, failures int) judge.
 func run(scenario string) judge.Run {
 	return judge.Run{
 		Scenario: scenario, About: "Which timeouts of two proxies race with an upstream that closes idle connections.",
-		Started: time.Date(2026, 3, 4, 5, 6, 7, 891234567, time.UTC), Seed: 1, Version: "v0.1.0", Kernel: "Linux 6.12.5-amd64", Cores: 2,
+		Started: time.Date(2026, 3, 4, 5, 6, 7, 891234567, time.UTC), Seed: 1, Lanes: 20, Version: "v0.1.0", Kernel: "Linux 6.12.5-amd64", Cores: 2,
 		StartUp: ms(312.4), Probing: ms(24312), Proxies: []record.ProxyRun{},
 	}
 }

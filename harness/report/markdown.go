@@ -268,6 +268,9 @@ func mdEnvironment(b *bytes.Buffer, d *judge.Document) {
 	}
 	row("started", when(r))
 	row("seed", strconv.FormatUint(r.Seed, 10))
+	if r.Lanes > 0 {
+		row("lanes per cell", strconv.Itoa(r.Lanes))
+	}
 	row("start-up", rough(r.StartUp))
 	row("probing", rough(r.Probing))
 	row("machine", machine(r))

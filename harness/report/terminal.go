@@ -61,7 +61,7 @@ func (p *page) run(r *judge.Run) {
 		name += ": " + about
 	}
 	p.text(0, p.normal, name)
-	p.text(0, p.faint, fmt.Sprintf("%s, seed %d, start-up %s, probing %s", when(r), r.Seed, rough(r.StartUp), rough(r.Probing)))
+	p.text(0, p.faint, fmt.Sprintf("%s, %sstart-up %s, probing %s", when(r), seedAndLanes(r), rough(r.StartUp), rough(r.Probing)))
 	p.text(0, p.faint, machine(r))
 	if r.Engine != nil {
 		p.text(0, p.faint, "containers: "+plain(engine(r.Engine)))
@@ -73,6 +73,14 @@ func engine(e *record.Engine) string {
 	s := fmt.Sprintf("%s %s at %s", e.Name, e.Version, e.Host)
 	if e.Path != "" {
 		s += ", reached by " + e.Path
+	}
+	return s
+}
+
+func seedAndLanes(r *judge.Run) string {
+	s := fmt.Sprintf("seed %d, ", r.Seed)
+	if r.Lanes > 0 {
+		s += plural(r.Lanes, "lane", "lanes") + ", "
 	}
 	return s
 }

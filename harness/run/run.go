@@ -148,13 +148,18 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 		}
 		return nil, errors.New("no cell is left to run")
 	}
+	if s.Probe.Lanes == 0 {
+		adapted := *s
+		adapted.Probe.Lanes = lanes(p.Items, s.Probe, runtime.NumCPU())
+		s = &adapted
+	}
 	if err := openFiles(s.Probe.Lanes * len(p.Items)); err != nil {
 		return nil, environment(err)
 	}
 	m := record.Manifest{
 		Schema: record.ManifestSchema, Scenario: s.Name, Seed: o.Seed, Started: time.Now().UTC(), Command: o.Command,
 		Idlerace: o.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Kernel: kernel(), Cores: runtime.NumCPU(),
-		Unavailable: missing, Items: p.Items, Faults: map[string]string{},
+		Lanes: s.Probe.Lanes, Unavailable: missing, Items: p.Items, Faults: map[string]string{},
 	}
 	for _, px := range s.Proxies {
 		if f, ok := found[px.Name]; ok && slices.ContainsFunc(p.Items, func(it plan.Item) bool { return it.Cell.Proxy == px.Name }) {

@@ -24,6 +24,34 @@ const busyRate = 1200
 // extraBursts is what a cell sends besides its aimed bursts: see cell.next.
 const extraBursts = 5
 
+// perCore is how many requests a second one core drives through client, proxy
+// and origin with time to spare; probeShare of the budget is what probing a
+// cell may take.
+const (
+	perCore    = 1000
+	probeShare = 0.8
+)
+
+// lanes chooses the number of client connections of each item: as many as the
+// cores can drive, but enough for the longest cell to be probed within the
+// budget.
+func lanes(items []plan.Item, p spec.Probe, cores int) int {
+	perLane, longest := 0.0, time.Duration(0)
+	for _, it := range items {
+		if it.Unsupported == "" {
+			perLane += 1 / it.Cell.UpstreamIdle.Seconds()
+			longest = max(longest, it.Cell.UpstreamIdle)
+		}
+	}
+	n := spec.UsualLanes
+	if perLane > 0 {
+		n = min(n, int(float64(perCore*cores)/perLane))
+	}
+	bursts := int(probeShare*float64(p.Budget)/float64(longest+load.MinHold)) - extraBursts
+	least := (p.Shots + max(bursts, 1) - 1) / max(bursts, 1)
+	return min(max(n, least, spec.LeastLanes), spec.UsualLanes, spec.MaxTotalLanes/max(len(items), 1))
+}
+
 // need estimates how long a cell takes that stays undecided until its last
 // shot.
 func need(c spec.Cell, p spec.Probe) time.Duration {

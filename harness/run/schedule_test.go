@@ -62,3 +62,30 @@ func TestStarts(t *testing.T) {
 		})
 	}
 }
+
+func TestLanes(t *testing.T) {
+	p := spec.Probe{Shots: 300, Budget: time.Minute}
+	short := p
+	short.Budget = 20 * time.Second
+	for _, tt := range []struct {
+		name  string
+		items []plan.Item
+		p     spec.Probe
+		cores int
+		want  int
+	}{
+		{"a few cells", grid(2, time.Second), p, 2, spec.UsualLanes},
+		{"many: a lane costs 100 requests a second", grid(99, time.Second), p, 2, 20},
+		{"more cores carry more", grid(99, time.Second), p, 3, 30},
+		{"so many that they would hardly have any", grid(999, time.Second), p, 2, spec.LeastLanes},
+		{"what fits the budget comes first", grid(99, time.Second), short, 2, 30},
+		{"whatever the budget", grid(99, time.Minute), short, 2, spec.UsualLanes},
+		{"nothing to run", nil, p, 2, spec.UsualLanes},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := lanes(tt.items, tt.p, tt.cores); got != tt.want {
+				t.Errorf("%d lanes, want %d", got, tt.want)
+			}
+		})
+	}
+}

@@ -42,7 +42,7 @@ func Read(file string, data []byte, known []string) (*Scenario, error) {
 				Retry:  []Retry{RetryDefault},
 				RTT:    []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
+			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
 			Source: slices.Clone(data),
 			File:   file,
 		},
@@ -298,11 +298,7 @@ func (d *draft) checkSize() error {
 			"the grid has %d cells: %s", cells, strings.Join(factors, " x "))
 	}
 	if lanes := cells * int64(d.Probe.Lanes); lanes > MaxTotalLanes {
-		at := d.lanesAt
-		if at.path == "" {
-			at = d.axesAt
-		}
-		return at.fault(fmt.Sprintf("at most %d: set probe.lanes to %d or less, or shorten an axis", MaxTotalLanes, MaxTotalLanes/cells),
+		return d.lanesAt.fault(fmt.Sprintf("at most %d: set probe.lanes to %d or less, or shorten an axis", MaxTotalLanes, MaxTotalLanes/cells),
 			"%d cells x %d lanes make %d client connections", cells, d.Probe.Lanes, lanes)
 	}
 	return nil

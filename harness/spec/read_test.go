@@ -65,7 +65,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseFIN},
 				RTT:          []time.Duration{0},
 			},
-			Probe: Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
+			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
 		},
 		"design.yaml": {
 			Version:  1,
@@ -114,7 +114,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseHalfClose},
 				RTT:          []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 0, Until: UntilDecided},
+			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 0, Until: UntilDecided},
 			Policy: &Policy{Forbid: []State{Broken}, Where: "method == \"POST\" and\nupstream_idle >= \"1s\""},
 		},
 	} {
@@ -258,7 +258,7 @@ func checkLimits(t *testing.T, s *Scenario) {
 			}
 		}
 	}
-	if p := s.Probe; p.Lanes < 1 || p.Lanes > MaxLanes || p.Shots < 1 || p.Shots > MaxShots || p.Budget <= 0 || p.Budget > MaxDuration {
+	if p := s.Probe; p.Lanes < 0 || p.Lanes > MaxLanes || p.Shots < 1 || p.Shots > MaxShots || p.Budget <= 0 || p.Budget > MaxDuration {
 		t.Errorf("probe %+v", p)
 	}
 	if s.Version != Version || !pathSafe(s.Name) || s.Policy != nil && len(s.Policy.Forbid) == 0 {

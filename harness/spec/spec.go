@@ -17,6 +17,8 @@ const (
 	MaxCells      = 1024  // cells of one scenario, controls not counted
 	MaxLanes      = 1000  // lanes of one cell
 	MaxTotalLanes = 20000 // lanes of one run, controls not counted
+	LeastLanes    = 10    // of a cell whose scenario leaves the number to the run
+	UsualLanes    = 40    // the most of such a cell
 	MaxShots      = 1_000_000
 	MaxDuration   = 24 * time.Hour // of every duration, the budget included
 )
@@ -63,7 +65,7 @@ type Axes struct {
 
 // Probe says how hard each cell is probed.
 type Probe struct {
-	Lanes  int           // client connections per cell
+	Lanes  int           // client connections per cell; 0: as many as the machine can drive, LeastLanes to UsualLanes
 	Shots  int           // aimed shots before a cell without a failure counts as probed
 	Budget time.Duration // probing ends here, start-up not counted
 	Seed   uint64        // all schedules derive from it
@@ -233,4 +235,17 @@ func (e *Error) Error() string {
 		b.WriteString(")")
 	}
 	return b.String()
+}
+
+// SetLanes overrides probe.lanes. It fails where Read would.
+func (s *Scenario) SetLanes(n int) error {
+	cells := len(s.Cells())
+	switch {
+	case n < 1 || n > MaxLanes:
+		return fmt.Errorf("%d is out of range (1 to %d)", n, MaxLanes)
+	case cells*n > MaxTotalLanes:
+		return fmt.Errorf("%d cells x %d lanes make %d client connections (at most %d: %d lanes or less)", cells, n, cells*n, MaxTotalLanes, MaxTotalLanes/cells)
+	}
+	s.Probe.Lanes = n
+	return nil
 }

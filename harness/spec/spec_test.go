@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -131,6 +132,31 @@ func TestNearest(t *testing.T) {
 	} {
 		if got := nearest(word, known); got != want {
 			t.Errorf("nearest(%q) = %q, want %q", word, got, want)
+		}
+	}
+}
+
+func TestSetLanes(t *testing.T) {
+	s, err := Read("x.yaml", []byte("version: 1\nname: x\nproxies: [nginx]\naxes: {proxy_idle: [1s, 2s, 3s, 4s, 5s], upstream_idle: [1s, 2s, 3s, 4s, 5s]}\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Probe.Lanes != 0 {
+		t.Errorf("%d lanes where none are stated", s.Probe.Lanes)
+	}
+	for n, want := range map[int]string{
+		1: "", 400: "",
+		0:    "0 is out of range (1 to 1000)",
+		1001: "1001 is out of range (1 to 1000)",
+		401:  "50 cells x 401 lanes make 20050 client connections (at most 20000: 400 lanes or less)",
+	} {
+		s.Probe.Lanes = 7
+		err := s.SetLanes(n)
+		if got := fmt.Sprint(err); err != nil && got != want || err == nil && want != "" {
+			t.Errorf("%d: %s, want %q", n, got, want)
+		}
+		if err == nil && s.Probe.Lanes != n || err != nil && s.Probe.Lanes != 7 {
+			t.Errorf("%d: %d lanes", n, s.Probe.Lanes)
 		}
 	}
 }
