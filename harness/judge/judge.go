@@ -30,9 +30,9 @@ const (
 	// upstream's earliest that counts as the proxy closing first by its timer
 	// and not by luck: the granularity of the timers seen so far, with room.
 	Slack = 5 * time.Millisecond
-	// lateByDesign is the lateness of a server's timer that no busy machine
-	// explains.
-	lateByDesign = 100 * time.Millisecond
+	// LateByDesign is the lateness of a server's timer that a busy machine does
+	// not explain when it is seen again and again.
+	LateByDesign = 100 * time.Millisecond
 	// spreads is how many times the usual lateness of its own closes a proxy must
 	// be away from the upstream's close for that close to be out of its reach:
 	// one that looks for idle connections only now and then has a lateness that
@@ -164,16 +164,26 @@ func (t *Tally) inBurst(s record.Shot, stale bool) {
 // no pair of timeouts; what such a cell needs is a calmer machine. It takes all
 // the shots to tell a stall from a habit.
 func (t *Tally) stalled() bool {
+	return t.closesFirst() && (t.aimed < t.s.Shots || 2*t.staleBursts < t.bursts)
+}
+
+// closesFirst reports whether the proxy usually closes before the upstream, with
+// room.
+func (t *Tally) closesFirst() bool {
 	if t.proxyClosed.n <= t.upstreamClosed.n {
 		return false
 	}
 	usual := t.proxyClosed.quantile(0.5)
-	room := t.upstreamEarliest() - usual
 	spread := usual - t.proxyClosed.quantile(0.05)
-	if room < max(Slack+t.s.Item.Cell.RTT, spreads*spread) {
-		return false
-	}
-	return t.aimed < t.s.Shots || 2*t.staleBursts < t.bursts
+	return t.upstreamEarliest()-usual >= max(Slack+t.s.Item.Cell.RTT, spreads*spread)
+}
+
+// unexpected reports whether the cell would be safe if both sides kept to
+// their settings. A race there takes all the shots to believe: the first may
+// have met a machine that was busy starting.
+func (t *Tally) unexpected() bool {
+	c := t.s.Item.Cell
+	return c.ProxyIdle == spec.Off || time.Duration(c.ProxyIdle)+Slack+c.RTT < c.UpstreamIdle
 }
 
 // InZone reports whether a shot was aimed at the upstream's close and really
@@ -269,7 +279,7 @@ func (t *Tally) Done() bool {
 	}
 	switch t.state() {
 	case spec.Races:
-		return t.attributed >= Proofs || t.aimed >= t.s.Shots
+		return t.attributed >= Proofs && !t.unexpected() || t.aimed >= t.s.Shots
 	case spec.Masked, spec.Safe, spec.Unsupported, spec.Broken:
 		return true
 	}
@@ -335,10 +345,14 @@ func (t *Tally) upstreamEarliest() time.Duration {
 	if t.direct.n == 0 {
 		return set
 	}
-	if t.direct.min > set+lateByDesign {
-		return t.direct.min
+	earliest := t.direct.min
+	if t.upstreamClosed.n > 0 {
+		earliest = min(earliest, t.upstreamClosed.min)
 	}
-	return min(t.direct.min, set)
+	if earliest > set+LateByDesign {
+		return earliest
+	}
+	return min(earliest, set)
 }
 
 // Verdict judges what has been seen so far.
@@ -440,6 +454,9 @@ func (t *Tally) missing() string {
 			times(t.late), plural(t.aimed, "aimed shot"), t.s.Shots)
 	case t.aimed < t.s.Shots:
 		return fmt.Sprintf("%s, %d needed; no failure and no stale reuse so far", plural(t.aimed, "aimed shot"), t.s.Shots)
+	case t.upstreamClosed.n > 0 && t.closesFirst():
+		return fmt.Sprintf("no failure in %s: %s, yet in %d of %d idle connections the upstream was first: %s",
+			plural(t.aimed, "aimed shot"), t.rule(), t.upstreamClosed.n, t.upstreamClosed.n+t.proxyClosed.n, heldUp)
 	case t.upstreamClosed.n > 0:
 		return fmt.Sprintf("the upstream closed first in %d of %d idle connections (measured %s), so the pair can race, but none of %s met one in that moment",
 			t.upstreamClosed.n, t.upstreamClosed.n+t.proxyClosed.n, t.measuredClose(), plural(t.aimed, "aimed shot"))
@@ -452,6 +469,10 @@ func (t *Tally) missing() string {
 	case t.direct.n == 0:
 		return "the upstream's real close time was not measured"
 	}
+	if t.closesFirst() {
+		return fmt.Sprintf("no failure in %s: %s, yet the latest of %s came at %s: %s",
+			plural(t.aimed, "aimed shot"), t.rule(), plural(t.proxyClosed.n, "close"), ms(t.proxyClosed.max), heldUp)
+	}
 	return fmt.Sprintf("no failure in %s, but the proxy closed only %s before the upstream (latest %s, upstream's earliest %s); less than %s is luck, not a margin",
 		plural(t.aimed, "aimed shot"), ms(t.margin()), ms(t.proxyClosed.max), ms(t.upstreamEarliest()), ms(Slack+c.RTT))
 }
@@ -459,8 +480,7 @@ func (t *Tally) missing() string {
 // stall says what a cell lacks in which the proxy was late now and then.
 func (t *Tally) stall() string {
 	c := t.s.Item.Cell
-	seen := fmt.Sprintf("%s closes first, as a rule at %s and so %s before the upstream (%s)", c.Proxy, ms(t.proxyClosed.quantile(0.5)),
-		ms(t.upstreamEarliest()-t.proxyClosed.quantile(0.5)), ms(t.upstreamEarliest()))
+	seen := t.rule()
 	met := fmt.Sprintf("%s met connections that the upstream had closed before %s got to it", ofBursts(t.staleBursts, t.bursts), c.Proxy)
 	if t.failures > 0 {
 		met += fmt.Sprintf(" (%s of %s failed: %s)", plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs())
@@ -468,7 +488,15 @@ func (t *Tally) stall() string {
 	if t.aimed < t.s.Shots {
 		return fmt.Sprintf("%s, yet %s; %s, %d needed to tell a habit of the proxy from a machine that was too busy", seen, met, plural(t.aimed, "aimed shot"), t.s.Shots)
 	}
-	return fmt.Sprintf("%s, yet %s and the others none: something held the proxy up, a machine too busy rather than this pair of timeouts; run it again with less beside it or with fewer lanes", seen, met)
+	return fmt.Sprintf("%s, yet %s and the others none: %s", seen, met, heldUp)
+}
+
+const heldUp = "something held the proxy up, a machine too busy rather than this pair of timeouts; run it again with less beside it or with fewer lanes"
+
+// rule says what closesFirst has found.
+func (t *Tally) rule() string {
+	usual, earliest := t.proxyClosed.quantile(0.5), t.upstreamEarliest()
+	return fmt.Sprintf("%s closes first, as a rule at %s and so %s before the upstream (%s)", t.s.Item.Cell.Proxy, ms(usual), ms(earliest-usual), ms(earliest))
 }
 
 func ofBursts(n, all int) string { return fmt.Sprintf("%d of %s", n, plural(all, "burst")) }
