@@ -101,6 +101,10 @@ func find(folder *results.Folder, v judge.Verdict, shot int64) (record.Observati
 		return record.Observation{}, nil, err
 	}
 	defer obs.Close()
+	c, err := v.Cell()
+	if err != nil {
+		return record.Observation{}, nil, err
+	}
 	wanted := func(o record.Observation) bool {
 		switch {
 		case shot >= 0:
@@ -108,7 +112,7 @@ func find(folder *results.Folder, v judge.Verdict, shot int64) (record.Observati
 		case v.Example != nil:
 			return o.Shot.Seq == v.Example.Seq
 		}
-		return judge.InZone(o.Shot)
+		return judge.InZone(o.Shot, c.RTT)
 	}
 	var found *record.Observation
 	var last record.Observation

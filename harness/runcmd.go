@@ -30,7 +30,7 @@ type runFlags struct {
 	runtime, out, cell, proxy, metrics string
 	seed                               uint64
 	lanes                              int
-	quiet                              bool
+	quiet, noCapture                   bool
 }
 
 func runCommand() *cobra.Command {
@@ -70,6 +70,7 @@ failed or the run was interrupted; 4 environment.`,
 	fl.StringVar(&f.cell, "cell", "", "run this cell only (`ID` as in a report), with its proxy's controls")
 	fl.StringVar(&f.proxy, "proxy", "", "run this proxy's cells only (`NAME`)")
 	fl.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on `ADDR` (host:port) while the run lasts")
+	fl.BoolVar(&f.noCapture, "no-capture", false, "leave packets out of the evidence")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "no progress on stderr")
 	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(run.Runtimes(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("proxy", cobra.FixedCompletions(proxy.Names(), cobra.ShellCompDirectiveNoFileComp))
@@ -112,7 +113,7 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	prog := newProgress(stderr, f.quiet)
 	folder, runErr := run.Run(hard, soft, s, run.Options{
 		Runtime: f.runtime, Out: f.out, Self: me, Version: version, Seed: f.seed, Command: f.command(file), Only: only,
-		Require: run.Required(), Metrics: m, Progress: prog.show, Say: prog.say,
+		Require: run.Required(), NoCapture: f.noCapture, Metrics: m, Progress: prog.show, Say: prog.say,
 	})
 	prog.finish()
 	if errors.Is(runErr, run.ErrInterrupted) {
@@ -165,6 +166,9 @@ func (f runFlags) command(file string) []string {
 	}
 	if f.lanes != 0 {
 		out = append(out, "--lanes", strconv.Itoa(f.lanes))
+	}
+	if f.noCapture {
+		out = append(out, "--no-capture")
 	}
 	return out
 }

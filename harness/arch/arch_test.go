@@ -29,7 +29,9 @@ var rules = map[string]rule{
 	"stack":        {only: []string{}},
 	"plan":         {only: []string{"spec"}, never: []string{"stack", "load", "proxy", "run"}},
 	"record":       {never: []string{"stack", "load", "proxy", "run", "judge", "report"}},
-	"origin":       {only: []string{"record", "spec"}},
+	"origin":       {only: []string{"origin/link", "record", "spec", "wire"}},
+	"origin/link":  {only: []string{}},
+	"wire":         {only: []string{"record"}},
 	"gohttp":       {only: []string{"record", "spec"}},
 	"stack/local":  {only: []string{"stack"}},
 	"stack/docker": {only: []string{"stack"}},
@@ -38,11 +40,13 @@ var rules = map[string]rule{
 	"compose":      {never: []string{"stack/local", "stack/docker", "load", "judge", "report", "run"}},
 	"load":         {never: []string{"stack", "proxy", "judge", "report", "run"}},
 	"judge":        {never: []string{"stack", "load", "proxy", "run", "report"}},
+	"judge/window": {only: []string{}},
 	"gate":         {never: []string{"stack", "load", "proxy", "run"}},
 	"report":       {never: []string{"stack", "load", "proxy", "run"}},
 	"results":      {never: []string{"stack", "load", "proxy", "run"}},
 	"metrics":      {never: []string{"stack", "load", "proxy", "run"}},
 	"run":          {never: []string{"report", "gate"}},
+	"react":        {never: []string{"report", "gate"}},
 }
 
 // outside names the packages that alone may import a dependency.

@@ -44,7 +44,7 @@ type Cell struct {
 // cell, by relative path. The folder must also hold the program itself, a
 // static Linux executable, as "idlerace".
 func Files(c Cell) (map[string]string, error) {
-	origin, err := c.Kind.Render([]plan.Server{c.Server}, map[string]string{c.Server.Name: "0.0.0.0:" + serverPort}, "0.0.0.0:"+adminPort)
+	origin, err := c.Kind.Render(upstream.Input{Servers: []plan.Server{c.Server}, Addrs: map[string]string{c.Server.Name: "0.0.0.0:" + serverPort}, Admin: "0.0.0.0:" + adminPort})
 	if err != nil {
 		return nil, err
 	}

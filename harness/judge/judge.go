@@ -48,8 +48,10 @@ type Subject struct {
 	Item      plan.Item
 	Version   string
 	Runtime   string
-	Fault     string // what ended the item's proxy or the origin in mid-run; empty: nothing
-	Shots     int    // aimed shots asked for
+	Fault     string        // what ended the item's proxy or the origin in mid-run; empty: nothing
+	RTT       time.Duration // the longest between proxy and upstream, jitter included
+	Shots     int           // aimed shots asked for
+	Window    bool          // they are spread for the danger window's shape: fit it
 	Until     spec.Until
 	Reproduce string
 }
@@ -60,13 +62,14 @@ type Tally struct {
 	s Subject
 
 	shots, aimed, failures, attributed, attributedAimed int
-	late, lateFailed, retried, twice, reused            int
-	causes, statuses                                    map[string]int
+	late, lateFailed, onWire, retried, twice, reused    int
+	causes, statuses, orders                            map[string]int
 	upstreamClosed, proxyClosed, direct                 sample
 	lateAges                                            sample
 	otherTexts                                          string // one text of an unattributed failure
 	raced, replayed                                     *Example
 	orphans, unreached                                  int
+	shape                                               shape
 
 	// Bursts that were aimed or met a stale connection, and those that did.
 	burst               int // the one under way
@@ -76,7 +79,7 @@ type Tally struct {
 
 // NewTally begins a tally.
 func NewTally(s Subject) *Tally {
-	return &Tally{s: s, causes: map[string]int{}, statuses: map[string]int{}}
+	return &Tally{s: s, causes: map[string]int{}, statuses: map[string]int{}, orders: map[string]int{}}
 }
 
 // Observe takes one request.
@@ -92,11 +95,15 @@ func (t *Tally) Observe(o record.Observation) {
 	if !reached && !o.Shot.Failed() {
 		t.unreached++
 	}
-	aimed := InZone(o.Shot) && t.trusts(o.Shot.Edge) && (reached || o.Shot.Failed())
+	aimed := InZone(o.Shot, t.s.RTT) && t.trusts(o.Shot.Edge) && (reached || o.Shot.Failed())
 	if aimed {
 		t.aimed++
 	}
-	t.inBurst(o.Shot, len(o.Late) > 0 || o.Shot.Failed() && Cause(o) == record.CauseIdleClose)
+	stale := o.Stale()
+	t.inBurst(o.Shot, stale || o.Shot.Failed() && Cause(o) == record.CauseIdleClose)
+	if t.s.Window {
+		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
+	}
 	executed := 0
 	for _, e := range o.Requests {
 		if e.Executed {
@@ -109,14 +116,20 @@ func (t *Tally) Observe(o record.Observation) {
 	if executed > 1 {
 		t.twice++
 	}
-	if len(o.Late) > 0 {
+	if stale {
 		t.late++
 		for _, e := range o.Late {
 			t.lateAges.add(e.Idle)
 		}
+		for _, p := range o.Packets {
+			t.orders[p.Order]++
+		}
+	}
+	if len(o.Packets) > 0 && o.Shot.Failed() {
+		t.onWire++
 	}
 	if !o.Shot.Failed() {
-		if len(o.Late) > 0 {
+		if stale {
 			t.retried++
 			if t.replayed == nil {
 				t.replayed = &Example{o.Shot.Cell, o.Shot.Seq}
@@ -132,7 +145,7 @@ func (t *Tally) Observe(o record.Observation) {
 		return
 	}
 	t.attributed++
-	if len(o.Late) > 0 {
+	if stale {
 		t.lateFailed++
 	}
 	if aimed {
@@ -148,7 +161,7 @@ func (t *Tally) inBurst(s record.Shot, stale bool) {
 	if s.Burst != t.burst {
 		t.burst, t.counted, t.stale = s.Burst, false, false
 	}
-	if !t.counted && (stale || InZone(s)) {
+	if !t.counted && (stale || InZone(s, t.s.RTT)) {
 		t.counted = true
 		t.bursts++
 	}
@@ -175,7 +188,7 @@ func (t *Tally) closesFirst() bool {
 	}
 	usual := t.proxyClosed.quantile(0.5)
 	spread := usual - t.proxyClosed.quantile(0.05)
-	return t.upstreamEarliest()-usual >= max(Slack+t.s.Item.Cell.RTT, spreads*spread)
+	return t.upstreamEarliest()-usual >= max(Slack, spreads*spread)
 }
 
 // unexpected reports whether the cell would be safe if both sides kept to
@@ -183,20 +196,21 @@ func (t *Tally) closesFirst() bool {
 // have met a machine that was busy starting.
 func (t *Tally) unexpected() bool {
 	c := t.s.Item.Cell
-	return c.ProxyIdle == spec.Off || time.Duration(c.ProxyIdle)+Slack+c.RTT < c.UpstreamIdle
+	return c.ProxyIdle == spec.Off || time.Duration(c.ProxyIdle)+Slack+t.s.RTT < c.UpstreamIdle
 }
 
 // InZone reports whether a shot was aimed at the upstream's close and really
-// went out near it.
-func InZone(s record.Shot) bool {
-	return s.Phase == record.PhaseAimed && s.Target == record.TargetUpstream && (s.Age-s.Edge).Abs() <= Zone
+// went out near it: from when the FIN may be under way to when it has arrived.
+func InZone(s record.Shot, rtt time.Duration) bool {
+	past := s.Age - s.Edge
+	return s.Phase == record.PhaseAimed && s.Target == record.TargetUpstream && past >= -Zone && past <= rtt+Zone
 }
 
 // trusts reports whether an expected close is near the measured ones. A busy
 // machine reads a response late and so measures one of them short: any will do.
 func (t *Tally) trusts(edge time.Duration) bool {
 	for _, s := range []*sample{&t.direct, &t.upstreamClosed} {
-		if s.n > 0 && edge >= s.min-edgeTrust && edge <= s.max+edgeTrust {
+		if s.n > 0 && edge >= s.min-edgeTrust-t.s.RTT && edge <= s.max+edgeTrust {
 			return true
 		}
 	}
@@ -212,7 +226,7 @@ func Cause(o record.Observation) record.Cause {
 	for _, e := range o.Requests {
 		executed = executed || e.Executed
 	}
-	stale := len(o.Late) > 0
+	stale := o.Stale()
 	if !stale {
 		// The proxy's own log may name the dead connection of a request that
 		// never left the proxy.
@@ -327,14 +341,16 @@ func (t *Tally) state() spec.State {
 		return spec.Safe
 	case t.proxyClosed.n == 0 || t.reused == 0 || t.direct.n == 0:
 		return spec.Inconclusive
-	case t.margin() < Slack+t.s.Item.Cell.RTT:
+	case t.margin() < Slack:
 		return spec.Inconclusive
 	}
 	return spec.Safe
 }
 
 // margin is how long before the upstream's earliest close the proxy's latest
-// close came. Both must have been measured.
+// close came, both as the upstream saw them: its connections go idle half a
+// round trip before the proxy's, and learn of a close half a round trip later.
+// Both must have been measured.
 func (t *Tally) margin() time.Duration { return t.upstreamEarliest() - t.proxyClosed.max }
 
 // upstreamEarliest is the earliest close to be reckoned with. A measured close
@@ -363,7 +379,7 @@ func (t *Tally) Verdict() Verdict {
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
 		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
-		Late: t.late, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed,
+		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
 	}
@@ -372,8 +388,13 @@ func (t *Tally) Verdict() Verdict {
 		v.Rate = &i
 	}
 	if t.lateAges.n > 0 && t.upstreamClosed.n > 0 {
-		edge := t.upstreamClosed.quantile(0.5)
+		// A request's age at the upstream is a round trip more than at the proxy.
+		edge := t.upstreamClosed.quantile(0.5) + c.RTT
 		v.Window = &Window{Duration(t.lateAges.min - edge), Duration(t.lateAges.max - edge)}
+	}
+	// Where the proxy closes first, or in between, that end is its own.
+	if t.upstreamClosed.n > 0 && time.Duration(c.ProxyIdle) > c.UpstreamIdle+nearMargin {
+		v.Fit = t.shape.fit(c, t.s.RTT-c.RTT, &t.upstreamClosed)
 	}
 	switch {
 	case t.raced != nil:
@@ -425,6 +446,8 @@ func (t *Tally) why(v Verdict) string {
 func (t *Tally) witnesses() string {
 	late, logged := t.lateFailed, t.attributed-t.lateFailed
 	switch {
+	case !t.s.Item.Cell.Close.Witnessed() && logged == 0:
+		return "the packets of every one of them show it after the upstream's close, and the origin executed none"
 	case late == 1 && logged == 0:
 		return "the origin saw it arrive after its FIN, and did not execute it"
 	case logged == 0:
@@ -474,7 +497,7 @@ func (t *Tally) missing() string {
 			plural(t.aimed, "aimed shot"), t.rule(), plural(t.proxyClosed.n, "close"), ms(t.proxyClosed.max), heldUp)
 	}
 	return fmt.Sprintf("no failure in %s, but the proxy closed only %s before the upstream (latest %s, upstream's earliest %s); less than %s is luck, not a margin",
-		plural(t.aimed, "aimed shot"), ms(t.margin()), ms(t.proxyClosed.max), ms(t.upstreamEarliest()), ms(Slack+c.RTT))
+		plural(t.aimed, "aimed shot"), ms(t.margin()), ms(t.proxyClosed.max), ms(t.upstreamEarliest()), ms(Slack))
 }
 
 // stall says what a cell lacks in which the proxy was late now and then.
@@ -655,6 +678,7 @@ func Judge(m record.Manifest, s *spec.Scenario, lines iter.Seq2[record.Line, err
 		d.Run.Warnings = append(d.Run.Warnings, fmt.Sprintf("%d events of the origin's journal were lost; failures may lack their witness", lost))
 	}
 	applyControls(d)
+	d.Margins = margins(d.Cells)
 	return d, nil
 }
 
@@ -668,6 +692,9 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 	sub := Subject{Item: it, Shots: s.Probe.Shots, Until: s.Probe.Until, Fault: m.Faults[record.FaultOrigin]}
 	if f := m.Faults[it.Cell.Proxy]; f != "" {
 		sub.Fault = f
+	}
+	if it.Role == plan.RoleCell {
+		sub.RTT, sub.Window = s.Link.RTT(it.Cell.RTT), s.Probe.Aim == spec.AimWindow
 	}
 	for _, p := range m.Proxies {
 		if p.Name == it.Cell.Proxy {
@@ -687,9 +714,9 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 }
 
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
-	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}}
+	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Lanes: m.Lanes, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
-		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, Warnings: append([]string{}, m.Warnings...)}
+		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {
 	case record.EndDone, record.EndBudget:
 	case "":

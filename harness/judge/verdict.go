@@ -22,6 +22,7 @@ type Document struct {
 	Cells       []Verdict     `json:"cells"`
 	Unavailable []Unavailable `json:"unavailable"` // proxies of the scenario that could not run here
 	Violations  []Violation   `json:"violations"`  // of the scenario's policy
+	Margins     []Margin      `json:"margins"`     // where the scenario tries small differences of the two timeouts
 }
 
 // Run says where a document comes from.
@@ -38,10 +39,13 @@ type Run struct {
 	Probing  Duration  `json:"probing"`  // from then to the last settled burst
 	// Proxies says what ran under each name, and why from there. Engine is the
 	// container engine; null when none was used.
-	Proxies  []record.ProxyRun `json:"proxies"`
-	Engine   *record.Engine    `json:"engine"`
-	Partial  string            `json:"partial"` // why the run is not complete; empty when it is
-	Warnings []string          `json:"warnings"`
+	Proxies []record.ProxyRun `json:"proxies"`
+	Engine  *record.Engine    `json:"engine"`
+	// NoPackets says why no packets were captured; empty when they were, or when
+	// nobody wanted them.
+	NoPackets string   `json:"no_packets"`
+	Partial   string   `json:"partial"` // why the run is not complete; empty when it is
+	Warnings  []string `json:"warnings"`
 }
 
 // Unavailable is a proxy that could not run, and what would change that.
@@ -84,7 +88,9 @@ type Verdict struct {
 	AimedShots     int            `json:"aimed_shots"` // those sent into the danger zone around the measured upstream close
 	Failures       int            `json:"failures"`    // aimed or not: 5xx or no complete response
 	Attributed     int            `json:"attributed"`  // failures tied to an idle-closed upstream connection by a second witness
-	Late           int            `json:"late"`        // request ids the origin saw on connections its idle timer had closed
+	Late           int            `json:"late"`        // request ids seen, by the origin or on the wire, on connections its idle timer had closed
+	OnWire         int            `json:"on_wire"`     // failures whose connection's packets were captured
+	Orders         map[string]int `json:"orders"`      // late requests with packets, by wire.Order
 	Retried        int            `json:"retried"`     // late requests whose client got its answer all the same
 	Twice          int            `json:"executed_twice"`
 	Other          int            `json:"other_failures"`         // failures with a cause other than the idle close, unknown included
@@ -95,6 +101,7 @@ type Verdict struct {
 	ProxyClosed    *Quantiles     `json:"proxy_closed"`           // idle time at which the proxy closed; null when it never did
 	Direct         *Quantiles     `json:"upstream_closed_direct"` // idle time to EOF measured at a socket straight to the upstream; null when not measured
 	Window         *Window        `json:"window"`                 // ages of late requests relative to the measured upstream close; null without
+	Fit            *Fit           `json:"window_fit"`             // the danger window's edges, from all shots; null unless the scenario asks for it (probe.aim: window)
 	Why            string         `json:"why"`
 	Warnings       []string       `json:"warnings"`
 	Reproduce      string         `json:"reproduce"`

@@ -20,15 +20,18 @@ const (
 	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
 	recent     = 512                    // closes kept of each side
 	recentHits = 100
-	mostOffset = 20 * time.Millisecond // between the upstream's notion of an age and the client's
+	mostOffset = 20 * time.Millisecond // between the upstream's notion of an age and the client's, besides the round trip
+	sweepHalf  = 2 * time.Millisecond  // around either edge of the window, in a sweep
 )
 
 // Aim decides at which ages a cell is shot at. It learns the real close times
 // of both sides, how far the client's ages are from the upstream's, and which
 // ages have hit. Its draws come from the stream it is given, one by one.
 type Aim struct {
-	mu  sync.Mutex
-	rng *rand.Rand
+	mu    sync.Mutex
+	rng   *rand.Rand
+	rtt   time.Duration // between proxy and upstream: the window is that much wider
+	sweep bool
 
 	upstream []time.Duration // idle time at which the upstream closed one of the cell's connections
 	direct   []time.Duration // the same, measured without a proxy
@@ -40,11 +43,16 @@ type Aim struct {
 	behind  time.Duration   // how far to move on after the next burst behind the edge
 	next    *draw           // of the next burst, once somebody has asked
 	dead    int             // shots of the burst under way that met no living connection
+	stale   int             // of them those that met a closed one
 	alive   []time.Duration // offsets of those that met one
 }
 
-// NewAim draws from rng.
-func NewAim(rng *rand.Rand) *Aim { return &Aim{rng: rng, behind: behindStep} }
+// NewAim draws from rng. rtt is the longest round trip between proxy and
+// upstream. A sweep covers both edges of the danger window and what is between
+// them; else the aim is at a proof, and returns to where it has hit.
+func NewAim(rng *rand.Rand, rtt time.Duration, sweep bool) *Aim {
+	return &Aim{rng: rng, rtt: rtt, sweep: sweep, behind: behindStep}
+}
 
 func keep(s *[]time.Duration, d time.Duration, most int) {
 	if *s = append(*s, d); len(*s) > most {
@@ -85,6 +93,7 @@ func (a *Aim) Observe(o record.Observation) {
 	}
 	if stale {
 		a.dead++
+		a.stale++
 		return
 	}
 	for _, e := range o.Requests {
@@ -109,10 +118,10 @@ func (a *Aim) EndBurst(phase record.Phase, target string) {
 	case all == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
 	case alive*10 >= all*9:
 		// More than that is a burst that came apart, and no offset.
-		if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset {
+		if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset+a.rtt {
 			a.offset, a.forward, a.behind = o, 0, behindStep
 		}
-	case alive*10 <= all && phase == record.PhaseAimed && target == record.TargetUpstream && len(a.upstream) > 0:
+	case alive*10 <= all && a.stale*10 < all && phase == record.PhaseAimed && target == record.TargetUpstream && len(a.upstream) > 0:
 		if a.forward += a.behind; a.forward > wideHalf {
 			a.forward = 0
 			a.behind = behindStep
@@ -121,7 +130,7 @@ func (a *Aim) EndBurst(phase record.Phase, target string) {
 	default:
 		a.behind = behindStep
 	}
-	a.dead, a.alive = 0, a.alive[:0]
+	a.dead, a.stale, a.alive = 0, 0, a.alive[:0]
 }
 
 // UpstreamKnown and ProxyKnown report whether that side's close was measured.
@@ -163,12 +172,24 @@ func (a *Aim) centre(target string) (centre, edge time.Duration) {
 	d := *a.next
 	lo, edge, hi := a.spread(target)
 	from, to := max(lo-narrowPad, edge-wideHalf), min(hi+narrowPad, edge+wideHalf)
+	if target == record.TargetProxy {
+		if d.which < 0.1 {
+			from, to = edge-wideHalf, edge+wideHalf
+		}
+		return from + time.Duration(d.where*float64(to-from)), edge
+	}
+	end := edge + a.rtt // of the window
+	to += a.rtt
 	switch {
 	case d.which < 0.1:
-		from, to = edge-wideHalf, edge+wideHalf
-	case d.which < 0.75 && len(a.hits) > 0 && target == record.TargetUpstream:
+		from, to = edge-wideHalf, end+wideHalf
+	case a.sweep && d.which < 0.4:
+		from, to = edge-sweepHalf, edge+sweepHalf
+	case a.sweep && d.which < 0.7:
+		from, to = end-sweepHalf, end+sweepHalf
+	case !a.sweep && d.which < 0.75 && len(a.hits) > 0:
 		h := a.hits[int(d.pick*float64(len(a.hits)))]
-		if (h - edge).Abs() <= wideHalf {
+		if h >= edge-wideHalf && h <= end+wideHalf {
 			from, to = h-hitPad, h+hitPad
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"idlerace/harness/record"
 )
 
-func newTestAim() *Aim { return NewAim(rand.New(rand.NewPCG(1, 2))) }
+func newTestAim() *Aim { return NewAim(rand.New(rand.NewPCG(1, 2)), 0, false) }
 
 func idleClose(by string, idle time.Duration) record.Event {
 	e := record.Event{Kind: record.EventClose, By: by, Idle: idle, Why: record.WhyPeerClosed}
@@ -216,7 +216,7 @@ func edge(a *Aim, target string) time.Duration {
 // What a burst is expected to be is what it will be, unless something was
 // learnt in between.
 func TestAimExpect(t *testing.T) {
-	a := NewAim(rand.New(rand.NewPCG(1, 2)))
+	a := NewAim(rand.New(rand.NewPCG(1, 2)), 0, false)
 	if got := a.Expect(40, record.TargetUpstream); got != 0 {
 		t.Errorf("%v expected of an unknown edge", got)
 	}

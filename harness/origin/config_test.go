@@ -68,6 +68,8 @@ func TestReadConfigErrors(t *testing.T) {
 		{server(`"announce": true`), `server b: announce without max_requests`},
 		{server(`"trap": {"after": -1}`), `server b: trap: after: -1 is negative`},
 		{server(`"trap": {"after": 3}, "max_requests": 3`), `server b: trap: after 3 requests is never reached with max_requests 3`},
+		{server(`"trap": {"executed": true, "unread": true}`), `server b: trap: what is unread is not executed`},
+		{server(`"trap": {"unread": 1}`), `servers[1].trap.unread: want bool, not number`},
 		{server(`"name": "a"`), `server a: the name is used twice`},
 		{server(`"name": "admin"`), `server admin: the name is taken by the admin endpoint`},
 		{server(`"name": ""`), `servers[1]: no name`},

@@ -116,6 +116,9 @@ func (c *conn) event(kind record.EventKind) record.Event {
 // connection. A deadline that passes outside the idle phase is net/http
 // calling back its background read and means nothing.
 func (c *conn) Read(p []byte) (int, error) {
+	if t := c.server.Trap; t != nil && t.Unread && c.unread(t.After) {
+		return 0, io.EOF // net/http closes without a word
+	}
 	n, err := c.socket.Read(p)
 	at := c.server.origin.journal.now()
 	c.mu.Lock()
@@ -139,6 +142,40 @@ func (c *conn) Read(p []byte) (int, error) {
 		c.failed(err, at)
 	}
 	return n, err
+}
+
+// unread waits for the peer's next bytes, without taking them, and reports
+// whether a trap after that many answers leaves them unread. The first time it
+// does, it journals them as a request.
+func (c *conn) unread(after int) bool {
+	raw, err := c.socket.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return false // it is closed, as the read will say
+	}
+	buf := make([]byte, 4<<10)
+	n := 0
+	raw.Read(func(fd uintptr) bool {
+		var err error
+		n, _, err = syscall.Recvfrom(int(fd), buf, syscall.MSG_PEEK)
+		return !errors.Is(err, syscall.EAGAIN)
+	}) // an end, an error and a deadline are the read's to tell
+	if n <= 0 {
+		return false
+	}
+	j := c.server.origin.journal
+	at := j.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause.why != "" || c.answered < after {
+		return c.cause.why == record.WhyTrap
+	}
+	c.cause = cause{by: record.ByUpstream, why: record.WhyTrap}
+	c.phase = active
+	c.method, c.cell, c.seq = requestID(buf[:n])
+	e := c.event(record.EventRequest)
+	e.At, e.Method, e.Nth = at, c.method, c.answered+1
+	j.append(e, c.idleSince)
+	return true
 }
 
 // Write notes a peer that is gone.
@@ -281,6 +318,10 @@ func (c *conn) Close() error {
 		}
 	}
 	c.server.origin.journal.append(e, idleSince)
+	if cause.why == record.WhyTrap && c.server.Trap.Unread {
+		c.socket.CloseWrite()
+		return c.release() // a RST: there are bytes to read
+	}
 
 	switch style {
 	case spec.CloseRST:

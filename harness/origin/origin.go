@@ -1,7 +1,7 @@
 // Package origin is the configurable Go upstream and the main witness of a
 // run: real net/http servers, a port each, that journal every connection and
 // request and can read the id of a request which lost the keep-alive race. Of
-// this module it must import record and spec only.
+// this module it must import record, spec, wire and origin/link only.
 package origin
 
 import (
@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"idlerace/harness/origin/link"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
@@ -69,9 +70,7 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 	listen := func(who, name, addr string) error {
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
-			for _, ln := range listeners {
-				ln.Close()
-			}
+			closeAll(listeners)
 			return fmt.Errorf("origin: %s: %w", who, err)
 		}
 		listeners = append(listeners, ln)
@@ -87,7 +86,27 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 		}
 	}
 
-	admin := &http.Server{Handler: adminHandler(o.journal, cfg, addrs)}
+	var serverAddrs []string
+	for i, s := range cfg.Servers {
+		serverAddrs = append(serverAddrs, addrs[s.Name])
+		if s.Link == nil {
+			continue
+		}
+		l, err := link.New(listeners[i+1], s.Link.config())
+		if err != nil {
+			closeAll(listeners)
+			return fmt.Errorf("origin: server %s: %w", s.Name, err)
+		}
+		defer l.Shutdown()
+		listeners[i+1] = l
+	}
+	pk, err := capture(cfg.Capture, serverAddrs)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
+	defer pk.close()
+	admin := &http.Server{Handler: adminHandler(o.journal, pk, cfg, addrs)}
 	var servers []*http.Server
 	var serving sync.WaitGroup
 	broken := make(chan error, len(listeners))
@@ -108,7 +127,6 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 		ready(addrs)
 	}
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-broken:
@@ -123,11 +141,18 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 	return err
 }
 
+func closeAll(listeners []net.Listener) {
+	for _, ln := range listeners {
+		ln.Close()
+	}
+}
+
 // Config is what one origin process serves.
 type Config struct {
 	Admin       string   `json:"admin"`                 // listen address of the admin endpoint, "ip:port"
 	Servers     []Server `json:"servers"`               // at least one
 	JournalSize int      `json:"journal_size,omitzero"` // events kept; 0: 262144
+	Capture     bool     `json:"capture,omitzero"`      // record the packets of all servers' ports, where the right is there; see /capture
 }
 
 // Server is one upstream setting with a port of its own.
@@ -154,6 +179,28 @@ type Server struct {
 	Announce    bool `json:"announce,omitzero"`     // the last of MaxRequests carries "Connection: close"
 
 	Trap *Trap `json:"trap,omitempty"` // nil: every request is answered
+	Link *Link `json:"link,omitempty"` // the network in front; nil: none
+}
+
+// Link is the emulated network between the proxies and a server; see
+// link.Config.
+type Link struct {
+	Up         Duration    `json:"up,omitzero"` // one-way delay to the server
+	Down       Duration    `json:"down,omitzero"`
+	JitterUp   Duration    `json:"jitter_up,omitzero"` // added to it, from 0 to this
+	JitterDown Duration    `json:"jitter_down,omitzero"`
+	Idle       Duration    `json:"idle,omitzero"`    // a middlebox gives a connection up that was idle for so long; 0: never
+	OnIdle     spec.Expiry `json:"on_idle,omitzero"` // in this way
+	HalfClosed Duration    `json:"half_closed,omitzero"`
+	Seed       uint64      `json:"seed,omitzero"` // of the jitter
+}
+
+func (l Link) config() link.Config {
+	return link.Config{
+		Up:   link.Path{Delay: time.Duration(l.Up), Jitter: time.Duration(l.JitterUp)},
+		Down: link.Path{Delay: time.Duration(l.Down), Jitter: time.Duration(l.JitterDown)},
+		Idle: time.Duration(l.Idle), OnIdle: string(l.OnIdle), HalfClosed: time.Duration(l.HalfClosed), Seed: l.Seed,
+	}
 }
 
 // Trap makes a server read a request in full and end the connection instead of
@@ -161,6 +208,11 @@ type Server struct {
 type Trap struct {
 	After    int  `json:"after"`    // requests answered on a connection before the trapped one
 	Executed bool `json:"executed"` // the journal counts the trapped request as executed
+	// Unread leaves the request in the socket: when its first bytes are there,
+	// FIN and, because they are never read, RST right behind it, whatever Close
+	// says. The journal counts it as a request, with the id as far as it had
+	// arrived.
+	Unread bool `json:"unread,omitzero"`
 }
 
 // Duration is a time.Duration that JSON writes as a Go duration string.
@@ -198,11 +250,12 @@ func ReadConfig(r io.Reader) (Config, error) {
 		Admin       string            `json:"admin"`
 		Servers     []json.RawMessage `json:"servers"` // read one by one: an error can say which
 		JournalSize int               `json:"journal_size"`
+		Capture     bool              `json:"capture"`
 	}
 	if err := decode(text, &doc); err != nil {
 		return Config{}, fmt.Errorf("origin config: %s", describe(err, text, ""))
 	}
-	cfg := Config{Admin: doc.Admin, JournalSize: doc.JournalSize, Servers: make([]Server, len(doc.Servers))}
+	cfg := Config{Admin: doc.Admin, JournalSize: doc.JournalSize, Capture: doc.Capture, Servers: make([]Server, len(doc.Servers))}
 	for i, raw := range doc.Servers {
 		if err := decode(raw, &cfg.Servers[i]); err != nil {
 			return Config{}, fmt.Errorf("origin config: %s", describe(err, raw, fmt.Sprintf("servers[%d]", i)))
@@ -323,6 +376,17 @@ func (c Config) Validate() error {
 			bad("%s: trap: after: %d is negative", who, t.After)
 		} else if t != nil && s.MaxRequests > 0 && t.After >= s.MaxRequests {
 			bad("%s: trap: after %d requests is never reached with max_requests %d", who, t.After, s.MaxRequests)
+		}
+		if s.Link != nil {
+			if err := s.Link.config().Validate(); err != nil {
+				bad("%s: link: %w", who, err)
+			}
+			if s.Trap != nil && s.Trap.Unread {
+				bad("%s: trap: unread works without a link only", who)
+			}
+		}
+		if t := s.Trap; t != nil && t.Unread && t.Executed {
+			bad("%s: trap: what is unread is not executed", who)
 		}
 	}
 	return errors.Join(errs...)

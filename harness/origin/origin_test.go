@@ -553,6 +553,64 @@ func TestTrap(t *testing.T) {
 	}
 }
 
+// TestTrapUnread: FIN first, then RST; the request is journaled once, with its
+// id, and not executed, however long it is.
+func TestTrapUnread(t *testing.T) {
+	for _, style := range spec.Closes() {
+		for _, after := range []int{0, 1, 3} {
+			for _, body := range []int{0, 1, 1 << 20} {
+				t.Run(fmt.Sprintf("%s after %d body %d", style, after, body), func(t *testing.T) {
+					t.Parallel()
+					u := start(t, Server{IdleTimeout: long, Close: style, Linger: long, Trap: &Trap{After: after, Unread: true}})
+					c := u.dial("s")
+					for seq := range after {
+						c.do("GET", "cell", seq)
+					}
+					c.write(text("POST", "trapped", 7, strings.Repeat("x", body))) // fails when the reset is faster
+					if body < 1<<20 && !c.isReset() {                              // else the writer met it
+						t.Error("not reset")
+					}
+					if got := c.end(); body < 1<<20 && got != "fin" {
+						t.Errorf("ended with %s, want fin before the reset", got)
+					}
+					equal(t, u.await(1, record.EventClose), record.Event{Kind: record.EventClose, Cell: "trapped", Seq: 7, Nth: after,
+						By: record.ByUpstream, Why: record.WhyTrap})
+					n := 0
+					for _, e := range u.events() {
+						if e.Kind == record.EventRequest && e.Cell == "trapped" {
+							n++
+							equal(t, e, record.Event{Kind: record.EventRequest, Cell: "trapped", Seq: 7, Method: "POST", Nth: after + 1})
+						}
+					}
+					if n != 1 {
+						t.Errorf("journaled %d times", n)
+					}
+				})
+			}
+		}
+	}
+}
+
+// isReset waits for the kernel to know of a reset, without writing anything
+// that could provoke one.
+func (c *client) isReset() bool {
+	raw, err := c.nc.SyscallConn()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		var errno int
+		raw.Control(func(fd uintptr) { errno, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR) })
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if gone(syscall.Errno(errno)) {
+			return true
+		}
+	}
+	return false
+}
+
 func TestResponse(t *testing.T) {
 	const delay = 30 * time.Millisecond
 	u := start(t,

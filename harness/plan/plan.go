@@ -43,6 +43,8 @@ type Item struct {
 type Server struct {
 	Name        string
 	IdleTimeout time.Duration
+	RTT         time.Duration // between the proxies and it
+	Link        spec.Link     // the rest of the network between them
 	Close       spec.Close
 }
 
@@ -57,7 +59,7 @@ type Plan struct {
 func New(s *spec.Scenario, unsupported func(spec.Cell) string) Plan {
 	var p Plan
 	for _, c := range s.Cells() {
-		p.add(Item{ID: c.ID(), Role: RoleCell, Cell: c}, unsupported)
+		p.add(Item{ID: c.ID(), Role: RoleCell, Cell: c}, s.Link, unsupported)
 	}
 	for _, px := range s.Proxies {
 		idle := controlUpstreamIdle
@@ -70,19 +72,26 @@ func New(s *spec.Scenario, unsupported func(spec.Cell) string) Plan {
 		if unsupported(race) != "" {
 			race.Retry = spec.RetryDefault
 		}
-		p.add(Item{ID: "control-must-race_" + race.ID(), Role: RoleMustRace, Cell: race}, unsupported)
+		// Nothing between them: what the controls show is the proxy's.
+		p.add(Item{ID: "control-must-race_" + race.ID(), Role: RoleMustRace, Cell: race}, spec.Link{}, unsupported)
 		calm := race
 		calm.ProxyIdle = spec.Off
 		calm.Retry = spec.RetryDefault
-		p.add(Item{ID: "control-must-not-race_" + calm.ID(), Role: RoleMustNotRace, Cell: calm}, unsupported)
+		p.add(Item{ID: "control-must-not-race_" + calm.ID(), Role: RoleMustNotRace, Cell: calm}, spec.Link{}, unsupported)
 	}
 	return p
 }
 
-func (p *Plan) add(it Item, unsupported func(spec.Cell) string) {
+func (p *Plan) add(it Item, link spec.Link, unsupported func(spec.Cell) string) {
 	it.Unsupported = unsupported(it.Cell)
-	s := Server{IdleTimeout: it.Cell.UpstreamIdle, Close: it.Cell.Close}
+	s := Server{IdleTimeout: it.Cell.UpstreamIdle, Close: it.Cell.Close, RTT: it.Cell.RTT, Link: link}
 	s.Name = fmt.Sprintf("u%s-%s", spec.FormatDuration(s.IdleTimeout), s.Close)
+	if s.RTT > 0 {
+		s.Name += "-rtt" + spec.FormatDuration(s.RTT)
+	}
+	if link != (spec.Link{}) {
+		s.Name += "-link"
+	}
 	it.Server = s.Name
 	p.Items = append(p.Items, it)
 	if it.Unsupported != "" {

@@ -84,7 +84,7 @@ func TestItems(t *testing.T) {
 			t.Errorf("%q is no safe name of a folder", it.ID)
 		}
 		if !slices.ContainsFunc(p.Servers, func(s Server) bool {
-			return s == Server{it.Server, it.Cell.UpstreamIdle, it.Cell.Close}
+			return s == Server{Name: it.Server, IdleTimeout: it.Cell.UpstreamIdle, RTT: it.Cell.RTT, Close: it.Cell.Close}
 		}) {
 			t.Errorf("%s: no server is called %s", it.ID, it.Server)
 		}
@@ -102,8 +102,8 @@ func TestItems(t *testing.T) {
 		}
 		names[srv.Name] = true
 	}
-	// 2 timeouts x 2 close styles, and the controls' own.
-	if len(p.Servers) != 5 {
+	// 2 timeouts x 2 close styles x 2 round trips, and the controls' own.
+	if len(p.Servers) != 9 {
 		t.Errorf("servers %v", p.Servers)
 	}
 }
@@ -174,6 +174,19 @@ func TestControls(t *testing.T) {
 	}
 }
 
+// TestLink: cells have the link, controls have nothing between the two sides.
+func TestLink(t *testing.T) {
+	s := scenario()
+	s.Link.Up.Jitter = time.Millisecond
+	p := New(s, all)
+	for _, it := range p.Items {
+		i := slices.IndexFunc(p.Servers, func(srv Server) bool { return srv.Name == it.Server })
+		if srv := p.Servers[i]; it.Role == RoleCell != (srv.Link == s.Link) || it.Role != RoleCell && srv.RTT != 0 {
+			t.Errorf("%s: %+v", it.ID, srv)
+		}
+	}
+}
+
 // A server that only unsupported cells would use is not started.
 func TestServersOfUnsupported(t *testing.T) {
 	p := New(scenario(), func(c spec.Cell) string {
@@ -182,7 +195,11 @@ func TestServersOfUnsupported(t *testing.T) {
 		}
 		return ""
 	})
-	want := []Server{{"u600ms-fin", 600 * time.Millisecond, spec.CloseFIN}, {"u500ms-fin", 500 * time.Millisecond, spec.CloseFIN}}
+	want := []Server{
+		{Name: "u600ms-fin", IdleTimeout: 600 * time.Millisecond, Close: spec.CloseFIN},
+		{Name: "u600ms-fin-rtt20ms", IdleTimeout: 600 * time.Millisecond, RTT: 20 * time.Millisecond, Close: spec.CloseFIN},
+		{Name: "u500ms-fin", IdleTimeout: 500 * time.Millisecond, Close: spec.CloseFIN},
+	}
 	if diff := cmp.Diff(want, p.Servers); diff != "" {
 		t.Error(diff)
 	}
@@ -203,10 +220,10 @@ func TestOnly(t *testing.T) {
 		controls []string // their proxies
 		servers  int
 	}{
-		{"all", func(Item) bool { return true }, 96, []string{"gohttp", "gohttp", "nginx", "nginx"}, 5},
+		{"all", func(Item) bool { return true }, 96, []string{"gohttp", "gohttp", "nginx", "nginx"}, 9},
 		{"none", func(Item) bool { return false }, 0, nil, 0},
 		{"one", func(it Item) bool { return it.ID == one }, 1, []string{"gohttp", "gohttp"}, 2},
-		{"a proxy", func(it Item) bool { return it.Cell.Proxy == "nginx" }, 48, []string{"nginx", "nginx"}, 3},
+		{"a proxy", func(it Item) bool { return it.Cell.Proxy == "nginx" }, 48, []string{"nginx", "nginx"}, 5},
 		{"unsupported ones", func(it Item) bool { return it.Unsupported != "" }, 24, []string{"nginx", "nginx"}, 1},
 		{"no control by itself", func(it Item) bool { return it.Role != RoleCell }, 0, nil, 0},
 	} {

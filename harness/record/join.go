@@ -66,6 +66,11 @@ func (j *Joiner) Add(l Line) {
 		}
 	case l.Event != nil:
 		j.event(*l.Event)
+	case l.Packets != nil:
+		if o := j.request(l.Packets.Cell, l.Packets.Seq); o != nil {
+			o.Packets = append(o.Packets, *l.Packets)
+			j.remember(o, l.Packets.Conn)
+		}
 	case l.Settled != nil:
 		j.settle(*l.Settled)
 	}
@@ -133,12 +138,7 @@ func (j *Joiner) event(e Event) {
 		} else {
 			o.Late = append(o.Late, e)
 		}
-		if k := j.conns[e.Conn]; k != nil && k.idle != nil {
-			o.Before = append(o.Before, *k.idle)
-			if k.closed != nil {
-				o.Before = append(o.Before, *k.closed)
-			}
-		}
+		j.remember(o, e.Conn)
 	case EventClose:
 		if e.Cell != "" && j.Close != nil {
 			j.Close(e)
@@ -155,6 +155,18 @@ func (j *Joiner) event(e Event) {
 		k.closed = &e
 		c := j.cell(e.Cell)
 		c.conns = append(c.conns, k)
+	}
+}
+
+// remember adds the last idle period of a connection that o met.
+func (j *Joiner) remember(o *Observation, conn uint64) {
+	k := j.conns[conn]
+	if k == nil || k.idle == nil || named(o.Before, conn) {
+		return
+	}
+	o.Before = append(o.Before, *k.idle)
+	if k.closed != nil {
+		o.Before = append(o.Before, *k.closed)
 	}
 }
 

@@ -24,6 +24,8 @@ type Manifest struct {
 
 	Lanes int `json:"lanes"` // client connections of each item
 
+	NoPackets string `json:"no_packets,omitempty"` // why no packets were captured; empty: they were, or nobody wanted them
+
 	Engine      *Engine       `json:"engine,omitempty"` // nil: no container was asked for
 	Proxies     []ProxyRun    `json:"proxies"`
 	Unavailable []Unavailable `json:"unavailable"`

@@ -4,6 +4,7 @@
 package record
 
 import (
+	"encoding/json"
 	"strings"
 	"time"
 )
@@ -30,6 +31,7 @@ const (
 	KindEvent   = "event"   // Event: the origin's statement
 	KindLog     = "log"     // LogLine: the proxy's statement
 	KindDirect  = "direct"  // Direct: a close measured without a proxy
+	KindPackets = "packets" // Packets: what the wire says of one late request
 	KindSettled = "settled" // Settled: a burst of a cell is complete
 	KindEnd     = "end"     // End: the last line of a run that was not killed
 )
@@ -194,6 +196,17 @@ type Direct struct {
 	Err     string        `json:"err,omitempty"`
 }
 
+// Packets is what passed on an upstream connection that a request met after the
+// idle timer had closed it. It comes before the Settled line of that request.
+type Packets struct {
+	Cell   string          `json:"cell"`              // request id of the late request
+	Seq    uint64          `json:"seq"`               //
+	Server string          `json:"server"`            // of the origin
+	Conn   uint64          `json:"conn"`              // as in the journal
+	Order  string          `json:"order"`             // a wire.Order: how the request and the close met
+	List   json.RawMessage `json:"packets,omitempty"` // a list of wire.Packet, the last ones of the connection
+}
+
 // Settled says that every witness has had time to speak about all shots of a
 // cell up to and including Seq.
 type Settled struct {
@@ -223,15 +236,22 @@ func Short(s string) string {
 }
 
 // Line is one line of observations.jsonl: T names the one field that is set.
+//
+//easyjson:json
 type Line struct {
 	T       string   `json:"t"`
 	Shot    *Shot    `json:"shot,omitempty"`
 	Event   *Event   `json:"event,omitempty"`
 	Log     *LogLine `json:"log,omitempty"`
 	Direct  *Direct  `json:"direct,omitempty"`
+	Packets *Packets `json:"packets,omitempty"`
 	Settled *Settled `json:"settled,omitempty"`
 	End     *End     `json:"end,omitempty"`
 }
+
+// Stale reports whether the request met an upstream connection that the idle
+// timer had closed, as the origin's journal or the wire says.
+func (o Observation) Stale() bool { return len(o.Late)+len(o.Packets) > 0 }
 
 // Observation is all that is known of one request.
 type Observation struct {
@@ -239,5 +259,6 @@ type Observation struct {
 	Requests []Event   // the request as the origin served it; more than one: executed twice
 	Late     []Event   // arrivals on connections that the idle timer had closed
 	Logs     []LogLine // the proxy's lines
+	Packets  []Packets // of connections that the idle timer had closed
 	Before   []Event   // idle begins and idle-timer closes of the connections that Requests, Late or Logs name
 }

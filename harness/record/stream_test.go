@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -29,6 +31,8 @@ func lines() []Line {
 			l.Log = f
 		case *Direct:
 			l.Direct = f
+		case *Packets:
+			l.Packets = f
 		case *Settled:
 			l.Settled = f
 		case *End:
@@ -38,13 +42,17 @@ func lines() []Line {
 	}
 	return []Line{
 		one(KindShot, &Shot{}), one(KindEvent, &Event{}), one(KindLog, &LogLine{}),
-		one(KindDirect, &Direct{}), one(KindSettled, &Settled{}), one(KindEnd, &End{}),
+		one(KindDirect, &Direct{}), one(KindPackets, &Packets{}), one(KindSettled, &Settled{}), one(KindEnd, &End{}),
 	}
 }
 
 // fill gives every field of v a value of its own.
 func fill(v reflect.Value, n *int) {
 	*n++
+	if v.Type() == reflect.TypeFor[json.RawMessage]() {
+		v.SetBytes([]byte(fmt.Sprintf(`[{"at":%d,"raw":"RQAA/+8="},{"at":2}]`, *n)))
+		return
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for _, field := range v.Fields() {
@@ -271,6 +279,121 @@ func TestWriterErrorInWrite(t *testing.T) {
 	}
 }
 
+// asBefore fails unless decodePlain leaves raw to encoding/json or reads from it
+// what encoding/json does. It reports whether it read it.
+func asBefore(t *testing.T, raw []byte) bool {
+	t.Helper()
+	got, ok := decodePlain(raw)
+	if !ok {
+		return false
+	}
+	var want Line
+	if err := json.Unmarshal(raw, &want); err != nil {
+		t.Fatalf("%q is read, encoding/json says: %v", raw, err)
+	}
+	// Not cmp, which looks at random: the fuzzer would take that for progress.
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("%q\nis read as %s\nencoding/json: %s", raw, encode(t, got), encode(t, want))
+	}
+	return true
+}
+
+// plainLines is lines with texts that need no escape.
+func plainLines(t *testing.T) (all []Line) {
+	t.Helper()
+	for _, l := range lines() {
+		text := regexp.MustCompile(`text (\\u003c)(\d+)[^\n]*?\\n"`).ReplaceAll(encode(t, l), []byte(`text-$2 (127.0.0.1:80)"`))
+		var plain Line
+		if err := json.Unmarshal(text, &plain); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		all = append(all, plain)
+	}
+	return all
+}
+
+// What the program writes is read the quick way, and as encoding/json reads it.
+func TestDecodeQuickly(t *testing.T) {
+	all := plainLines(t)
+	racing("gohttp_go_p2s_u1s_GET_default_fin_rtt0s", 5, 40, func(l Line) { all = append(all, l) })
+	for _, l := range all {
+		if raw := encode(t, l); !asBefore(t, raw) {
+			t.Errorf("%s goes to encoding/json", raw)
+		}
+	}
+}
+
+// oddities are lines that JSON libraries read differently, or refuse.
+var oddities = []string{
+	`{"t":"end","end":{"at":01}}`,
+	`{"t":"end","end":{"at":-01}}`,
+	`{"t":"end","end":{"at": 00}}`,
+	`{"t":"end","end":{"at":-0}}`,
+	`{"t":"end","end":{"at":1e3}}`,
+	`{"t":"end","end":{"at":1.0}}`,
+	`{"t":"end","end":{"at":+1}}`,
+	`{"t":"end","end":{"at":-}}`,
+	`{"t":"end","end":{"at":9223372036854775808}}`,
+	`{"t":"end","end":{"at":"1"}}`,
+	`{"t":"end","end":{"at":null,"reason":null}}`,
+	`{"t":"end","end":{"at":1,}}`,
+	`{"t":"end","end":{,"at":1}}`,
+	`{"t":"end","end":{"at":1 "reason":"done"}}`,
+	`{"t":"end","end":{"at" 1}}`,
+	`{"t":"end","end":{"at":1}} x`,
+	`{"t":"end","end":{"at":1}`,
+	`{"t":"end","end":{"AT":1}}`,
+	`{"t":"end","end":{"at":1,"at":2}}`,
+	`{"t":"end","end":{"at":1},"end":{"reason":"done"}}`,
+	`{"t":"end","end":{"at":1},"end":null}`,
+	`{"t":"end","end":{"at":1},"more":[{}]}`,
+	`{"t":"end","end":{"at":1,"more":1}}`,
+	`{"t":"end","end":{"reason":"\u0064one"}}`,
+	`{"t":"end","end":{"reason":"\ud800"}}`,
+	`{"t":"end","end":{"reason":"\x"}}`,
+	`{"t":"end","end":{"reason":"` + "\xff\x01\t\x7f" + `"}}`,
+	`{"t":"end","end":{"reason":"` + "\x7f" + `"}}`,
+	`{"t":"end","end":{"reason":"` + "\x01" + `"}}`,
+	`{"t":"end","end":{"reason":"` + "\xff" + `"}}`,
+	`{"t":"end","end":{"reason":"` + "\xed\xa0\x80" + `"}}`,
+	`{"t":"end","end":{"reason":"ü"}}`,
+	`{"t":"end","end":[]}`,
+	`{"t":"end","end":""}`,
+	`{"t":"event","event":{"n":-1}}`,
+	`{"t":"event","event":{"executed":1}}`,
+	`{"t":"event","event":{"executed":truex}}`,
+	`{"t":"event","event":{"executed":TRUE}}`,
+	`{"t":"log","log":{"attempts":[]}}`,
+	`{"t":"log","log":{"attempts":[null,{},]}}`,
+	`{"t":"log","log":{"attempts":[null,{"status":1}]}}`,
+	`{"t":"log","log":{"attempts":{}}}`,
+	`{"t":"log","log":{"attempts":[01]}}`,
+	`{"t":"log","log":{"attempts":[{"err":"x"},{"status":2}],"attempts":[{"status":1}]}}`,
+	`{"t":"log","log":{"attempts":[{"err":"x"}]},"log":{"attempts":[{"status":1}]}}`,
+	` { "t" : "end" , "end" : { } } `,
+	"", " ", "null", "{}", "[]", "0", `""`, "nul", "{", "}", `{"t"}`, `{"t":}`, `{t:"end"}`,
+}
+
+func TestDecodeAsBefore(t *testing.T) {
+	for _, text := range oddities {
+		for _, end := range []string{"", "\n", "\r\n"} {
+			asBefore(t, []byte(text+end))
+		}
+	}
+	// Every line with a byte left out, or another put in its place.
+	for _, l := range plainLines(t) {
+		raw := encode(t, l)
+		for i := range raw {
+			asBefore(t, slices.Delete(slices.Clone(raw), i, i+1))
+			for _, c := range []byte("0-.,:{}[]\"e tn") {
+				changed := slices.Clone(raw)
+				changed[i] = c
+				asBefore(t, changed)
+			}
+		}
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	for i, l := range lines() {
 		f.Add(encode(f, l), i%2 == 0)
@@ -279,7 +402,13 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte("\n{}\nnull\n[]\n\"\n"+endLine+endLine+"\n"+endLine), true)
 	f.Add([]byte(`{"t":"log","log":{"cell":"c","seq":1,"attempts":[],"text":"`+"\xff"+`"}}`+"\n"), false)
 	f.Add([]byte(`{"T":"end","End":{"AT":-1}}`+"\n"+`{"t":"end","t":"shot","shot":{}}`+"\n"), false)
+	for i, text := range oddities {
+		f.Add([]byte(text), i%2 == 0)
+	}
 	f.Fuzz(func(t *testing.T, text []byte, fail bool) {
+		for raw := range bytes.Lines(text) {
+			asBefore(t, raw)
+		}
 		var r io.Reader = bytes.NewReader(text)
 		if fail {
 			r = io.MultiReader(r, iotest.ErrReader(errDisk))

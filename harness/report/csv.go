@@ -106,6 +106,21 @@ var columns = []struct {
 		}
 		return strconv.FormatUint(v.Example.Seq, 10)
 	}},
+	{"on_wire", number(func(v *judge.Verdict) int { return v.OnWire })},
+	{"orders", text(func(v *judge.Verdict) string { return pairs(v.Orders) })},
+	{"window_fit.lower", fitted(func(f *judge.Fit) *judge.Estimate { return f.Lower })},
+	{"window_fit.upper", fitted(func(f *judge.Fit) *judge.Estimate { return f.Upper })},
+	{"window_fit.width", fitted(func(f *judge.Fit) *judge.Estimate { return f.Width })},
+}
+
+// fitted is a column of an estimate, without its interval.
+func fitted(of func(*judge.Fit) *judge.Estimate) func(*judge.Verdict) string {
+	return func(v *judge.Verdict) string {
+		if v.Fit == nil || of(v.Fit) == nil {
+			return ""
+		}
+		return of(v.Fit).At.String()
+	}
 }
 
 func upstreamClosed(v *judge.Verdict) *judge.Quantiles { return v.UpstreamClosed }

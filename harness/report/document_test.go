@@ -15,6 +15,7 @@ var documents = map[string]func() *judge.Document{
 	"typical": typical,
 	"partial": partial,
 	"hostile": hostile,
+	"shaped":  shaped,
 	"empty":   empty,
 	"wide":    wide,
 }
@@ -150,7 +151,10 @@ func hostile() *judge.Document {
 	d.Unavailable = []judge.Unavailable{{Proxy: nasty, Reason: nasty, Get: nasty}}
 	d.Run.Proxies = []record.ProxyRun{{Name: nasty, Runtime: record.RuntimeDocker, Version: nasty, Image: nasty, ImageID: nasty}}
 	d.Run.Engine = &record.Engine{Name: nasty, Version: nasty, Host: nasty, OS: nasty, Arch: nasty, Path: nasty, Limits: nasty}
+	d.Run.NoPackets = nasty
 	d.Violations = []judge.Violation{{Cell: nasty, State: spec.State(nasty), Rule: nasty}}
+	d.Margins = []judge.Margin{{Proxy: nasty, Version: nasty, Runtime: nasty, Method: nasty, Retry: spec.Retry(nasty), Close: spec.Close(nasty), RTT: nasty,
+		Text: nasty, Violations: []string{nasty}}}
 	return d
 }
 
@@ -160,6 +164,34 @@ func defile(v *judge.Verdict, s string) {
 	v.Why, v.Warnings, v.Reproduce = s, []string{s}, s
 	v.Causes, v.Statuses = map[string]int{s: 1}, map[string]int{s: 1}
 	v.Example = &judge.Example{Cell: s, Seq: 1}
+	v.Orders = map[string]int{s: 1}
+	v.Fit = &judge.Fit{Method: s, Stale: 1, Law: s, Why: s}
+}
+
+// shaped has danger windows, one with both edges and one with none, and margins.
+func shaped() *judge.Document {
+	d := &judge.Document{Schema: judge.Schema, Run: run("window")}
+	d.Run.NoPackets = "capture: no right to capture packets (CAP_NET_RAW)"
+	estimate := func(at, low, high float64) *judge.Estimate {
+		return &judge.Estimate{At: ms(at), Low: ms(low), High: ms(high)}
+	}
+	yes := true
+	for _, proxy := range []string{"gohttp", "nginx"} {
+		v := probed(proxy, "1", spec.Idle(2*time.Second), time.Second, "POST")
+		v.Fit = &judge.Fit{Shots: 1500, Stale: 653, Law: "no window fitted: all 1500 shots were stale", Why: "no edge among them"}
+		if proxy == "nginx" {
+			v.Fit = &judge.Fit{Lower: estimate(-20.6, -20.7, -20.5), Upper: estimate(1.3, 1.2, 1.4), Width: estimate(21.9, 21.8, 22), Plateau: 1,
+				Method: "likelihood", Shots: 1500, Stale: 653, Law: "from -20.6 ms (law -20 ms) to +1.3 ms after the measured close", Holds: &yes,
+				Curve: []judge.Bin{{From: ms(-21), To: ms(-20.6), Shots: 25, Rate: judge.Interval{High: 0.13}}}}
+		}
+		v.OnWire, v.Orders = v.Failures, map[string]int{"crossing": 12, "request before FIN": 3}
+		d.Cells = append(d.Cells, v)
+	}
+	least, failed := ms(50), ms(30)
+	d.Margins = []judge.Margin{{Proxy: "nginx", Version: "1", Runtime: "local", Method: "POST", Retry: spec.RetryOn, Close: spec.ClosePlain, RTT: "40ms",
+		Least: &least, Shots: 2400, Bound: 0.0013, Failed: &failed, Violations: []string{"margin +30 ms failed in 1 of 300 shots though +20 ms held in 300"},
+		Text: "upstream idle > proxy idle + 50 ms held in 2,400 shots"}}
+	return d
 }
 
 func empty() *judge.Document {

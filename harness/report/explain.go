@@ -2,6 +2,7 @@ package report
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"idlerace/harness/judge"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
+	"idlerace/harness/wire"
 )
 
 // The three parties of a request, the value of Step.Who.
@@ -29,6 +31,7 @@ type Timeline struct {
 	Late     int           // arrivals on connections that the idle timer had closed
 	Executed int           // times the upstream ran the request
 	Logs     []string      // texts of the proxy's log
+	Orders   []wire.Order  // how the request and the close met on the wire, of each connection with packets
 }
 
 // Step is one thing that one party did.
@@ -39,6 +42,7 @@ type Step struct {
 	Text string
 
 	arrival bool // of the request at the upstream
+	carries bool // a packet with bytes of the request
 }
 
 // NewTimeline puts an observation in order. before may hold further events of
@@ -89,6 +93,9 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 		}
 		tl.add(e.At, e.Conn, text)
 		tl.Steps[len(tl.Steps)-1].arrival = true
+	}
+	for _, p := range obs.Packets {
+		tl.packets(p)
 	}
 	sent := "sends the request on a new connection"
 	if s.Age > 0 {
@@ -156,6 +163,49 @@ func lastPeriod(events []record.Event) []record.Event {
 		}
 	}
 	return slices.DeleteFunc(events, func(e record.Event) bool { return e.At < begin[e.Conn] })
+}
+
+// quiet is how long before the end of a connection's silence its packets are
+// told: the last response is among them.
+const quiet = 5 * time.Millisecond
+
+// packets adds what passed on a connection that the request met too late, from
+// the last response on.
+func (tl *Timeline) packets(p record.Packets) {
+	tl.Orders = append(tl.Orders, wire.Order(p.Order))
+	var list []wire.Packet
+	if json.Unmarshal(p.List, &list) != nil {
+		return // the order stands without them
+	}
+	var from int64
+	if tl.Before != nil {
+		from = tl.Before.At - int64(quiet)
+	}
+	for _, k := range list {
+		if k.At < from {
+			continue
+		}
+		who := WhoUpstream
+		if k.FromPeer {
+			who = WhoProxy
+		}
+		tl.Steps = append(tl.Steps, Step{At: k.At, Who: who, Conn: p.Conn, Text: packet(k), carries: k.FromPeer && k.Len > 0})
+	}
+}
+
+// packet is a packet in a few words: "> FIN,ACK", "> 312 bytes, request 17".
+func packet(p wire.Packet) string {
+	if p.Len == 0 {
+		return "> " + p.Flags.String()
+	}
+	text := fmt.Sprintf("> %d bytes", p.Len)
+	if p.Flags&(wire.FIN|wire.RST) != 0 {
+		text += ", " + p.Flags.String()
+	}
+	if _, seq, ok := p.RequestID(); ok {
+		text += fmt.Sprintf(", request %d", seq)
+	}
+	return text
 }
 
 func distance(a, b int64) int64 { return max(a-b, b-a) }
@@ -237,7 +287,12 @@ func (tl *Timeline) addLogs(obs record.Observation, result int) {
 			steps = append(steps, s)
 			continue
 		}
-		steps = append(steps, attempts[0][0], s)
+		// The packet that brought it, if captured, left after the attempt began.
+		at := len(steps)
+		for at > 0 && steps[at-1].carries && steps[at-1].Conn == s.Conn {
+			at--
+		}
+		steps = append(slices.Insert(steps, at, attempts[0][0]), s)
 		if failed := attempts[0][1]; failed.Text != "" {
 			steps = append(steps, failed)
 		}
@@ -292,6 +347,10 @@ func Explain(w io.Writer, v judge.Verdict, tl Timeline, o Options) error {
 		for _, text := range tl.Logs {
 			p.hang(0, len("proxy log: "), "proxy log:", p.faint, plain(text))
 		}
+	}
+	for _, o := range tl.Orders {
+		p.line("")
+		p.hang(0, len("On the wire: "), p.strong.Render("On the wire:"), p.normal, fmt.Sprintf("%s. %s", o, o.Explain()))
 	}
 	p.line("")
 	p.hang(0, len("Executed: "), p.strong.Render("Executed:"), p.normal, executed(v, tl))

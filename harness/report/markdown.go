@@ -41,6 +41,7 @@ func (markdown) Write(w io.Writer, d *judge.Document, _ Options) error {
 	}
 	mdMatrices(&b, d)
 	mdControls(&b, d)
+	mdWindows(&b, d)
 	mdViolations(&b, d)
 	mdCells(&b, d)
 	mdUnavailable(&b, d.Unavailable)
@@ -108,6 +109,24 @@ func mdControls(b *bytes.Buffer, d *judge.Document) {
 	}
 	for _, v := range failed {
 		fmt.Fprintf(b, "- %s %s: %s\n", md(v.Proxy), md(v.Role), md(v.Why))
+	}
+}
+
+func mdWindows(b *bytes.Buffer, d *judge.Document) {
+	if fits := fitsOf(d); len(fits) > 0 {
+		b.WriteString("\n## Danger windows\n\nAges at the proxy, relative to the measured upstream close, that met a closed connection.\n\n| Cell | Window |\n|:--|:--|\n")
+		for _, v := range fits {
+			fmt.Fprintf(b, "| %s | %s |\n", md(v.ID), md(fitText(v)))
+		}
+	}
+	if len(d.Margins) > 0 {
+		b.WriteString("\n## Margins\n\n")
+		for _, m := range d.Margins {
+			fmt.Fprintf(b, "- %s: %s.\n", md(marginOf(m)), md(m.Text))
+			for _, x := range m.Violations {
+				fmt.Fprintf(b, "  - %s\n", md(x))
+			}
+		}
 	}
 }
 

@@ -32,6 +32,8 @@ func (terminal) Write(w io.Writer, d *judge.Document, o Options) error {
 	p.run(&d.Run)
 	p.matrices(d)
 	p.legend(d)
+	p.windows(d)
+	p.margins(d.Margins)
 	p.controls(d)
 	p.unavailable(d.Unavailable)
 	p.whys(d)
@@ -65,6 +67,38 @@ func (p *page) run(r *judge.Run) {
 	p.text(0, p.faint, machine(r))
 	if r.Engine != nil {
 		p.text(0, p.faint, "containers: "+plain(engine(r.Engine)))
+	}
+	if r.NoPackets != "" {
+		p.text(0, p.faint, "packets: none, "+plain(r.NoPackets))
+	}
+}
+
+// windows prints the danger windows that were fitted, a line each.
+func (p *page) windows(d *judge.Document) {
+	fits := fitsOf(d)
+	if len(fits) == 0 {
+		return
+	}
+	p.line("")
+	p.text(0, p.strong, "Danger windows: ages at the proxy that met a closed connection")
+	for _, v := range fits {
+		p.text(2, p.normal, plain(v.ID))
+		p.text(4, p.normal, plain(fitText(v)))
+	}
+}
+
+// margins prints what kept clear of the race.
+func (p *page) margins(margins []judge.Margin) {
+	if len(margins) == 0 {
+		return
+	}
+	p.line("")
+	p.text(0, p.strong, "Margins")
+	for _, m := range margins {
+		p.text(2, p.normal, plain(marginOf(m))+": "+plain(m.Text))
+		for _, x := range m.Violations {
+			p.text(4, p.unsure, plain(x))
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ const (
 	ReportFile       = "report.md"
 	MetricsFile      = "metrics.prom"
 	CellsDir         = "cells"
+	EvidenceFile     = "evidence.pcapng" // in a cell's folder
 	StackDir         = "stack"
 
 	// Latest is the link, beside the scenarios' folders, to the newest run.

@@ -320,7 +320,7 @@ probe: {shots: 4000, budget: 120s, until: shots}
 			for b.Loop() {
 				folder, _ := runOnce(b, self, s, nil)
 				eachLine(b, folder, func(l record.Line) {
-					if l.Shot == nil || bursts[l.Shot.Cell] == nil || !judge.InZone(*l.Shot) {
+					if l.Shot == nil || bursts[l.Shot.Cell] == nil || !judge.InZone(*l.Shot, 0) {
 						return
 					}
 					failed := 0.0

@@ -29,8 +29,9 @@ type cell struct {
 	start time.Time // of the first burst
 	hub   *hub
 
-	journal *journal // of its origin
-	side    string   // name of its runtime
+	journal *journal      // of its origin
+	packets *packetSource // likewise; nil: there is no capture
+	side    string        // name of its runtime
 	aim     *load.Aim
 	slots   *load.Stagger
 
@@ -42,6 +43,7 @@ type cell struct {
 	unproven map[uint64]bool // failed shots of which the origin has not spoken
 	lateSeen map[uint64]bool // late requests of the burst under way
 	answered int             // shots that reached the proxy
+	suspects []suspect       // connections to ask packets of
 	done     bool
 
 	bursts int
@@ -131,6 +133,7 @@ func (c *cell) settle(ctx context.Context, last []record.Shot) {
 		// A failed shot's late request may still be on its way to the journal.
 		c.hub.wait(ctx, latePatience, func() bool { return len(c.unproven) == 0 })
 	}
+	c.inspect(ctx)
 	end := last[len(last)-1]
 	c.hub.add(record.Line{T: record.KindSettled, Settled: &record.Settled{Cell: c.item.ID, Burst: end.Burst, Seq: maxSeq(last)}})
 	c.aim.EndBurst(end.Phase, end.Target)
@@ -179,6 +182,11 @@ func generous(d time.Duration) time.Duration { return d + d/4 + 2*time.Second }
 // aimedBurst plans the next aimed burst, or a fresh start where the lanes have
 // been idle for too long to be aimed.
 func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, bool) {
+	// What failed has left no idle connection behind: without new ones the next
+	// burst would find the pool empty and prove nothing.
+	if answered := len(last) - failed(last); last[0].Phase == record.PhaseAimed && 2*answered < len(last) {
+		return c.fresh(record.PhaseWarm), ctx.Err() == nil
+	}
 	target := c.target()
 	if target == record.TargetUpstream && !c.aim.UpstreamKnown() {
 		// A proxy that always closes first hides the upstream's close; the
@@ -199,6 +207,15 @@ func (c *cell) aimedBurst(ctx context.Context, last []record.Shot) (load.Burst, 
 	c.aimed++
 	hold := c.hold(earliest, c.aim.Expect(c.lanes, c.target()))
 	return load.Burst{Phase: record.PhaseAimed, Target: target, Edge: edge, Gaps: gaps, Hold: hold}, ctx.Err() == nil
+}
+
+func failed(shots []record.Shot) (n int) {
+	for _, s := range shots {
+		if s.Failed() {
+			n++
+		}
+	}
+	return n
 }
 
 // fresh is a burst that is sent soon, at no moment in particular.

@@ -201,7 +201,13 @@ func version(p proxy.Program, text []byte) (string, error) {
 }
 
 // all looks for all proxies of a scenario.
-func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (found map[string]Found, missing []record.Unavailable, err error) {
+func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (map[string]Found, []record.Unavailable, error) {
+	return f.FindAll(ctx, s.Proxies, required)
+}
+
+// FindAll looks for proxies, side by side. One that cannot run here is missing,
+// or an error if it is required.
+func (f *Finder) FindAll(ctx context.Context, proxies []spec.Proxy, required []string) (found map[string]Found, missing []record.Unavailable, err error) {
 	if f.Runtime == RuntimeAuto || f.Runtime == record.RuntimeDocker {
 		_, err := f.Engine(ctx)
 		switch {
@@ -218,9 +224,9 @@ func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (
 		err error
 	}
 	// Side by side: an image's version takes a container's start to learn.
-	results := make([]result, len(s.Proxies))
+	results := make([]result, len(proxies))
 	var wg sync.WaitGroup
-	for i, px := range s.Proxies {
+	for i, px := range proxies {
 		a, err := proxy.ByName(px.Name)
 		if err != nil {
 			return nil, nil, err
@@ -232,7 +238,7 @@ func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (
 		return nil, nil, context.Cause(ctx)
 	}
 	found = map[string]Found{}
-	for i, px := range s.Proxies {
+	for i, px := range proxies {
 		r := results[i]
 		get := f.Get(r.Adapter, px.Image)
 		switch {
@@ -249,18 +255,34 @@ func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (
 
 // runtimes makes those that the found proxies need, and what ends them.
 func (r *run) runtimes() (out []stack.Runtime, closeAll func(context.Context) error) {
-	needed := map[string]bool{}
+	var needed []Found
 	for _, it := range r.plan.Items {
-		needed[record.Side(r.found[it.Cell.Proxy].Run.Runtime)] = true
+		needed = append(needed, r.found[it.Cell.Proxy])
+	}
+	out, closeAll = r.finder.Runtimes(needed, r.runID())
+	for _, rt := range out {
+		if d, ok := rt.(*docker.Runtime); ok {
+			r.docker = d
+		}
+	}
+	return out, closeAll
+}
+
+// Runtimes makes those that found proxies need, one per side (record.Side),
+// and what ends them. id names the run in the engine.
+func (f *Finder) Runtimes(found []Found, id string) (out []stack.Runtime, closeAll func(context.Context) error) {
+	needed := map[string]bool{}
+	for _, p := range found {
+		needed[record.Side(p.Run.Runtime)] = true
 	}
 	var closers []func(context.Context) error
 	if needed[record.RuntimeDocker] {
-		r.docker = r.finder.engine.Runtime(r.runID(), r.finder.own)
-		out = append(out, r.docker)
-		closers = append(closers, r.docker.Close)
+		rt := f.engine.Runtime(id, f.own)
+		out = append(out, rt)
+		closers = append(closers, rt.Close)
 	}
 	if needed[record.RuntimeLocal] {
-		rt := local.New(r.Self)
+		rt := local.New(f.Self)
 		out = append(out, rt)
 		closers = append(closers, func(context.Context) error { rt.Close(); return nil })
 	}
@@ -276,6 +298,9 @@ func (r *run) runtimes() (out []stack.Runtime, closeAll func(context.Context) er
 var notInID = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
 
 // runID names the run in the engine.
-func (r *run) runID() string {
-	return notInID.ReplaceAllString(r.scenario.Name, "-") + "-" + r.manifest.Started.Format("20060102T150405Z")
+func (r *run) runID() string { return ID(r.scenario.Name, r.manifest.Started) }
+
+// ID names in the engine what a scenario started at a time.
+func ID(scenario string, started time.Time) string {
+	return notInID.ReplaceAllString(scenario, "-") + "-" + started.UTC().Format("20060102T150405Z")
 }

@@ -17,6 +17,7 @@ import (
 	"idlerace/harness/plan"
 	"idlerace/harness/record"
 	"idlerace/harness/results"
+	"idlerace/harness/wire"
 )
 
 // hub is where all witnesses' statements arrive: it writes them down, joins
@@ -140,11 +141,13 @@ func (h *hub) follow(e record.Event) {
 		if c := h.cells[e.Cell]; c != nil {
 			delete(c.unproven, e.Seq)
 			c.lateSeen[e.Seq] = true
+			c.suspect(e)
 		}
 	case record.EventClose:
 		if c := h.conns[e.Conn]; c != nil {
 			delete(h.conns, e.Conn)
 			c.open--
+			c.suspect(e)
 		}
 	}
 	if c := h.cells[e.Cell]; c != nil {
@@ -231,10 +234,17 @@ type cellFiles struct {
 	proxy   *bufio.Writer
 	attack  vegeta.Encoder
 	err     error
+
+	// Of connections that a request met too late, and those requests.
+	packets []wire.Packet
+	late    map[requestID]bool
+	write   func(packets []wire.Packet, late map[requestID]bool) error
 }
 
 func newCellFiles(f *results.Folder, it plan.Item) (*cellFiles, error) {
-	c := &cellFiles{}
+	c := &cellFiles{write: func(packets []wire.Packet, late map[requestID]bool) error {
+		return writeEvidence(f, filepath.Join(results.CellsDir, it.ID, results.EvidenceFile), packets, late)
+	}}
 	for _, name := range []string{"journal.jsonl", "proxy.log", "attack.json"} {
 		file, err := f.CreateFile(filepath.Join(results.CellsDir, it.ID, name))
 		if err != nil {
@@ -286,5 +296,9 @@ func (c *cellFiles) close() error {
 		c.keep(f.Close())
 	}
 	c.all, c.bufs = nil, nil
+	if c.write != nil {
+		c.keep(c.write(c.packets, c.late))
+	}
+	c.packets, c.write = nil, nil
 	return c.err
 }

@@ -37,7 +37,9 @@ type Options struct {
 	Command []string             // what repeats the run, see record.Manifest
 	Only    func(plan.Item) bool // cells to run; nil: all
 	Require []string             // proxies that must be there
-	Metrics *metrics.Set         // may be nil
+	// NoCapture leaves the packets out of the evidence.
+	NoCapture bool
+	Metrics   *metrics.Set // may be nil
 	// Progress is called now and then while probing lasts, from one goroutine.
 	// May be nil.
 	Progress func(Progress)
@@ -188,9 +190,6 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 
 // Unsupported says why no run of this version can express a cell, or "".
 func Unsupported(c spec.Cell) string {
-	if c.RTT != 0 {
-		return "a round-trip time other than 0s needs a link between proxy and upstream, which this version does not have"
-	}
 	a, err := proxy.ByName(c.Proxy)
 	if err != nil {
 		return err.Error()
@@ -332,6 +331,9 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, sides []*side) (r
 	if calm.Err() != nil {
 		return context.Cause(calm).Error(), context.Cause(calm)
 	}
+	if err := r.findPackets(calm, sides); err != nil {
+		return err.Error(), err
+	}
 	perProxy := map[string]context.Context{}
 	for i, sd := range sides {
 		for name, inst := range sd.proxies {
@@ -389,6 +391,41 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, sides []*side) (r
 	return record.EndDone, nil
 }
 
+// findPackets learns which origins capture packets, and says once that one does
+// not.
+func (r *run) findPackets(ctx context.Context, sides []*side) error {
+	if r.NoCapture {
+		return nil
+	}
+	for _, sd := range sides {
+		var once sync.Once
+		p, why, err := newPacketSource(ctx, sd, func(err error) {
+			once.Do(func() { r.warn("packets of late requests could not be read: " + err.Error()) })
+		})
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			r.Say("%s; the evidence is the journal alone", why)
+			r.manifest.NoPackets = why
+			continue
+		}
+		for _, c := range r.cells {
+			if c.journal == sd.journal {
+				r.hub.with(func() { c.packets = p })
+			}
+		}
+	}
+	return nil
+}
+
+func (r *run) warn(text string) {
+	r.Say("%s", text)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.manifest.Warnings = append(r.manifest.Warnings, text)
+}
+
 // ErrInterrupted is the error of a run that was interrupted before it had a
 // folder.
 var ErrInterrupted = errors.New(record.EndInterrupted)
@@ -409,7 +446,7 @@ func (r *run) makeCells(sides []*side) error {
 		}
 		sub := judge.SubjectOf(r.manifest, r.scenario, it)
 		c := &cell{item: it, addr: sd.listener(it), lanes: r.scenario.Probe.Lanes, start: begin.Add(start[it.ID]),
-			hub: r.hub, journal: sd.journal, side: sd.rt.Name(), aim: load.NewAim(it.Rand(r.Seed)), slots: slots, tally: judge.NewTally(sub), files: files,
+			hub: r.hub, journal: sd.journal, side: sd.rt.Name(), aim: load.NewAim(it.Rand(r.Seed), sub.RTT, sub.Window), slots: slots, tally: judge.NewTally(sub), files: files,
 			unproven: map[uint64]bool{}, lateSeen: map[uint64]bool{}}
 		r.cells = append(r.cells, c)
 		r.hub.with(func() { r.hub.cells[it.ID] = c })

@@ -14,6 +14,7 @@ import (
 	"idlerace/harness/record"
 	"idlerace/harness/results"
 	"idlerace/harness/stack"
+	"idlerace/harness/upstream"
 )
 
 // portAttempts is how often a side is started anew on other ports when another
@@ -87,14 +88,24 @@ func (r *run) start(ctx context.Context, runtimes []stack.Runtime) ([]*side, err
 }
 
 // startSide starts one side, on other ports when another process took one.
-func (r *run) startSide(ctx context.Context, rt stack.Runtime) (*side, error) {
+func (r *run) startSide(ctx context.Context, rt stack.Runtime) (sd *side, err error) {
+	err = OnFreePorts(r.Say, func() error {
+		sd, err = r.startOnce(ctx, rt)
+		return err
+	})
+	return sd, err
+}
+
+// OnFreePorts calls start again, a few times, when it failed because another
+// process took a port. Each call reserves ports of its own.
+func OnFreePorts(say func(format string, args ...any), start func() error) error {
 	for attempt := 1; ; attempt++ {
-		sd, err := r.startOnce(ctx, rt)
+		err := start()
 		var exit *stack.ExitError
 		if err == nil || attempt == portAttempts || !errors.As(err, &exit) || !exit.AddressInUse() {
-			return sd, err
+			return err
 		}
-		r.Say("%s: a port was taken by another process; starting again on others", exit.Service)
+		say("%s: a port was taken by another process; starting again on others", exit.Service)
 	}
 }
 
@@ -127,7 +138,7 @@ func (r *run) startOnce(ctx context.Context, rt stack.Runtime) (*side, error) {
 		in.Routes = append(in.Routes, proxy.Route{ID: it.ID, Cell: it.Cell, Listen: take()})
 		inputs[name] = in
 	}
-	svc, err := r.kind.Render(r.plan.Servers, sd.servers, sd.admin)
+	svc, err := r.kind.Render(upstream.Input{Servers: r.plan.Servers, Addrs: sd.servers, Admin: sd.admin, Capture: !r.NoCapture})
 	if err != nil {
 		return nil, err
 	}
@@ -161,15 +172,9 @@ func (r *run) startOnce(ctx context.Context, rt stack.Runtime) (*side, error) {
 // and no others, unless a port was taken, which the caller can cure.
 func (r *run) startProxy(ctx context.Context, sd *side, name string, in proxy.Input) error {
 	f := r.found[name]
-	svc, err := f.Adapter.Render(in)
+	svc, err := f.Service(in)
 	if err != nil {
 		return err
-	}
-	if svc.Binary != "" {
-		svc.Image = f.Run.Image
-		if f.Run.Path != "" {
-			svc.Binary = f.Run.Path
-		}
 	}
 	for _, route := range in.Routes {
 		if err := r.folder.WriteFile(filepath.Join(results.CellsDir, route.ID, "proxy.conf"), []byte(f.Adapter.Excerpt(route, in))); err != nil {
@@ -189,6 +194,21 @@ func (r *run) startProxy(ctx context.Context, sd *side, name string, in proxy.In
 	r.Say("%v", err)
 	r.manifest.Faults[name] = err.Error()
 	return nil
+}
+
+// Service is the proxy as it was found, serving all routes of in.
+func (f Found) Service(in proxy.Input) (stack.Service, error) {
+	svc, err := f.Adapter.Render(in)
+	if err != nil {
+		return svc, err
+	}
+	if svc.Binary != "" {
+		svc.Image = f.Run.Image
+		if f.Run.Path != "" {
+			svc.Binary = f.Run.Path
+		}
+	}
+	return svc, nil
 }
 
 // dir is a service's folder. Both sides have an origin.

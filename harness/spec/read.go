@@ -42,7 +42,7 @@ func Read(file string, data []byte, known []string) (*Scenario, error) {
 				Retry:  []Retry{RetryDefault},
 				RTT:    []time.Duration{0},
 			},
-			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
+			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided, Aim: AimProof},
 			Source: slices.Clone(data),
 			File:   file,
 		},
@@ -60,6 +60,8 @@ type draft struct {
 
 	closeAt value // upstream.close or axes.close, whichever came first
 	axesAt  value
+	rttAt   value // axes.rtt; zero: absent
+	linkAt  value // zero: absent
 	lanesAt value // zero: the default applies
 	whereAt value // zero: absent
 }
@@ -72,6 +74,7 @@ func (d *draft) read(root value) error {
 		field{name: "proxies", need: "proxies: [nginx]", read: d.readProxies},
 		field{name: "upstream", read: d.readUpstream},
 		field{name: "axes", need: "axes: {proxy_idle: [1s, 2s], upstream_idle: [1s, 2s]}", read: d.readAxes},
+		field{name: "link", read: d.readLink},
 		field{name: "probe", read: d.readProbe},
 		field{name: "policy", read: d.readPolicy},
 	)
@@ -80,6 +83,9 @@ func (d *draft) read(root value) error {
 	}
 	if len(d.Axes.Close) == 0 {
 		d.Axes.Close = []Close{CloseFIN}
+	}
+	if err := d.checkLink(); err != nil {
+		return err
 	}
 	if err := d.checkSize(); err != nil {
 		return err
@@ -190,6 +196,7 @@ func (d *draft) readAxes(v value) error {
 			return err
 		}},
 		field{name: "rtt", read: func(v value) (err error) {
+			d.rttAt = v
 			a.RTT, err = distinct(v, value.duration, FormatDuration)
 			return err
 		}},
@@ -227,6 +234,10 @@ func (d *draft) readProbe(v value) error {
 		}},
 		field{name: "seed", read: func(v value) (err error) {
 			p.Seed, err = v.integer(0, 1<<64-1)
+			return err
+		}},
+		field{name: "aim", read: func(v value) (err error) {
+			p.Aim, err = choice(v, "aim", Aims())
 			return err
 		}},
 		field{name: "until", read: func(v value) (err error) {

@@ -65,7 +65,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseFIN},
 				RTT:          []time.Duration{0},
 			},
-			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
+			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided, Aim: AimProof},
 		},
 		"design.yaml": {
 			Version:  1,
@@ -81,7 +81,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseFIN},
 				RTT:          []time.Duration{0},
 			},
-			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided},
+			Probe:  Probe{Lanes: 40, Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided, Aim: AimProof},
 			Policy: &Policy{Forbid: []State{Races}, Where: "upstream_idle > proxy_idle"},
 		},
 		"block-style.yaml": {
@@ -98,8 +98,28 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseRST, CloseHalfClose, ClosePlain},
 				RTT:          []time.Duration{0, 40 * time.Millisecond},
 			},
-			Probe:  Probe{Lanes: 1, Shots: 1, Budget: 1500 * time.Millisecond, Seed: 1<<64 - 1, Until: UntilShots},
+			Probe:  Probe{Lanes: 1, Shots: 1, Budget: 1500 * time.Millisecond, Seed: 1<<64 - 1, Until: UntilShots, Aim: AimProof},
 			Policy: &Policy{Forbid: []State{Races, Masked}},
+		},
+		"link.yaml": {
+			Version:  1,
+			Name:     "link",
+			Proxies:  []Proxy{{Name: "nginx"}},
+			Upstream: Upstream{Kind: "go"},
+			Axes: Axes{
+				ProxyIdle:    []Idle{Idle(time.Second)},
+				UpstreamIdle: []time.Duration{time.Second},
+				Method:       []string{"POST"},
+				Retry:        []Retry{RetryDefault},
+				Close:        []Close{CloseFIN},
+				RTT:          []time.Duration{20 * time.Millisecond},
+			},
+			Link: Link{
+				Up:   Direction{Delay: 5 * time.Millisecond},
+				Down: Direction{Delay: 15 * time.Millisecond, Jitter: 2 * time.Millisecond},
+				Idle: 350 * time.Millisecond, OnIdle: ExpiryResetLate, HalfClosed: time.Minute,
+			},
+			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilShots, Aim: AimWindow},
 		},
 		"upstream-close.yaml": {
 			Version:  1,
@@ -114,7 +134,7 @@ func TestReadGood(t *testing.T) {
 				Close:        []Close{CloseHalfClose},
 				RTT:          []time.Duration{0},
 			},
-			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 0, Until: UntilDecided},
+			Probe:  Probe{Shots: 300, Budget: time.Minute, Seed: 0, Until: UntilDecided, Aim: AimProof},
 			Policy: &Policy{Forbid: []State{Broken}, Where: "method == \"POST\" and\nupstream_idle >= \"1s\""},
 		},
 	} {

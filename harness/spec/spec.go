@@ -21,6 +21,7 @@ const (
 	UsualLanes    = 40    // the most of such a cell
 	MaxShots      = 1_000_000
 	MaxDuration   = 24 * time.Hour // of every duration, the budget included
+	MaxRTT        = 5 * time.Second
 )
 
 // Scenario is one scenario file: a grid of cells, how hard each is probed and
@@ -32,6 +33,7 @@ type Scenario struct {
 	Proxies  []Proxy
 	Upstream Upstream
 	Axes     Axes
+	Link     Link // between proxies and upstream
 	Probe    Probe
 	Policy   *Policy // nil: nothing is forbidden
 
@@ -70,7 +72,19 @@ type Probe struct {
 	Budget time.Duration // probing ends here, start-up not counted
 	Seed   uint64        // all schedules derive from it
 	Until  Until         // when a cell has been probed enough
+	Aim    Aim           // where its shots go
 }
+
+// Aim says where a cell's shots go.
+type Aim string
+
+const (
+	AimProof  Aim = "proof"  // at the upstream's close, and back to where one has hit: a verdict soon
+	AimWindow Aim = "window" // at both edges of the danger window and all that is between: its shape
+)
+
+// Aims lists the values of Aim.
+func Aims() []Aim { return []Aim{AimProof, AimWindow} }
 
 // Until says when a cell has been probed enough.
 type Until string

@@ -6,6 +6,7 @@ import (
 
 	"idlerace/harness/origin"
 	"idlerace/harness/plan"
+	"idlerace/harness/spec"
 	"idlerace/harness/stack"
 )
 
@@ -20,13 +21,13 @@ func (goServer) About() string {
 	return "Go net/http servers of this program, with a journal of every connection and request"
 }
 
-func (goServer) Render(servers []plan.Server, addrs map[string]string, admin string) (stack.Service, error) {
-	cfg := origin.Config{Admin: admin}
-	s := stack.Service{Name: "origin", Args: []string{"serve", "origin", "--config", "{dir}/origin.json"}, Ready: []string{admin}}
-	for _, srv := range servers {
-		cfg.Servers = append(cfg.Servers, origin.Server{Name: srv.Name, Listen: addrs[srv.Name],
-			IdleTimeout: origin.Duration(srv.IdleTimeout), Close: srv.Close})
-		s.Ready = append(s.Ready, addrs[srv.Name])
+func (goServer) Render(in Input) (stack.Service, error) {
+	cfg := origin.Config{Admin: in.Admin, Capture: in.Capture}
+	s := stack.Service{Name: "origin", Args: []string{"serve", "origin", "--config", "{dir}/origin.json"}, Ready: []string{in.Admin}}
+	for _, srv := range in.Servers {
+		cfg.Servers = append(cfg.Servers, origin.Server{Name: srv.Name, Listen: in.Addrs[srv.Name],
+			IdleTimeout: origin.Duration(srv.IdleTimeout), Close: srv.Close, Link: linkOf(srv)})
+		s.Ready = append(s.Ready, in.Addrs[srv.Name])
 	}
 	if err := cfg.Validate(); err != nil {
 		return s, fmt.Errorf("origin: render: %w", err)
@@ -37,4 +38,19 @@ func (goServer) Render(servers []plan.Server, addrs map[string]string, admin str
 	}
 	s.Files = map[string]string{"origin.json": string(b) + "\n"}
 	return s, nil
+}
+
+// linkOf is the network in front of a server; nil where there is nothing.
+func linkOf(srv plan.Server) *origin.Link {
+	l := srv.Link
+	if srv.RTT == 0 && l == (spec.Link{}) {
+		return nil
+	}
+	up, down := l.Delays(srv.RTT)
+	return &origin.Link{
+		Up: origin.Duration(up), Down: origin.Duration(down),
+		JitterUp: origin.Duration(l.Up.Jitter), JitterDown: origin.Duration(l.Down.Jitter),
+		Idle: origin.Duration(l.Idle), OnIdle: l.OnIdle, HalfClosed: origin.Duration(l.HalfClosed),
+		Seed: 1,
+	}
 }

@@ -16,9 +16,16 @@ type Kind interface {
 	Name() string
 	// About is one line for listings.
 	About() string
-	// Render gives the one process that serves all servers of a run. addrs
-	// holds a host:port per server, by name; admin is where the journal is read.
-	Render(servers []plan.Server, addrs map[string]string, admin string) (stack.Service, error)
+	// Render gives the one process that serves all servers of a run.
+	Render(in Input) (stack.Service, error)
+}
+
+// Input is what a Kind renders.
+type Input struct {
+	Servers []plan.Server
+	Addrs   map[string]string // host:port of each server, by name
+	Admin   string            // host:port where the journal is read
+	Capture bool              // record packets, where the right is there
 }
 
 var registry = map[string]Kind{}

@@ -45,7 +45,7 @@ func TestAll(t *testing.T) {
 			if about := k.About(); about == "" || strings.ContainsAny(about, "\n") {
 				t.Errorf("About is no line: %q", about)
 			}
-			s, err := k.Render(srvs, addrs, admin)
+			s, err := k.Render(Input{Servers: srvs, Addrs: addrs, Admin: admin})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +60,7 @@ func TestAll(t *testing.T) {
 			if s.Name == "" || strings.ContainsAny(s.Name, `/\ `) {
 				t.Errorf("name %q", s.Name)
 			}
-			again, err := k.Render(srvs, addrs, admin)
+			again, err := k.Render(Input{Servers: srvs, Addrs: addrs, Admin: admin})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,7 +89,7 @@ func TestRegisterTwice(t *testing.T) {
 
 func TestGoRender(t *testing.T) {
 	srvs, addrs := servers()
-	got, err := goServer{}.Render(srvs, addrs, admin)
+	got, err := goServer{}.Render(Input{Servers: srvs, Addrs: addrs, Admin: admin, Capture: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestGoRender(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the origin does not read %s: %v", config, err)
 	}
-	wantConfig := origin.Config{Admin: admin}
+	wantConfig := origin.Config{Admin: admin, Capture: true}
 	for _, s := range srvs {
 		wantConfig.Servers = append(wantConfig.Servers, origin.Server{Name: s.Name, Listen: addrs[s.Name],
 			IdleTimeout: origin.Duration(600 * time.Millisecond), Close: s.Close})
@@ -119,7 +119,7 @@ func TestRenderWithoutAddress(t *testing.T) {
 	srvs, addrs := servers()
 	delete(addrs, "u600ms-rst")
 	for _, k := range All() {
-		_, err := k.Render(srvs, addrs, admin)
+		_, err := k.Render(Input{Servers: srvs, Addrs: addrs, Admin: admin})
 		if err == nil || !strings.Contains(err.Error(), "u600ms-rst") {
 			t.Errorf("%s: %v", k.Name(), err)
 		}
