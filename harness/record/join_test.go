@@ -47,6 +47,10 @@ func logged(cell string, seq uint64, attempts ...Attempt) Line {
 	return Line{T: KindLog, Log: &LogLine{Cell: cell, Seq: seq, Attempts: attempts}}
 }
 
+func packets(conn uint64, cell string, seq uint64) Line {
+	return Line{T: KindPackets, Packets: &Packets{Cell: cell, Seq: seq, Conn: conn, Server: "s", Order: "crossing"}}
+}
+
 func settled(cell string, seq uint64) Line {
 	return Line{T: KindSettled, Settled: &Settled{Cell: cell, Seq: seq}}
 }
@@ -87,6 +91,9 @@ func summary(o Observation) string {
 	if len(o.Logs) > 0 {
 		out = append(out, fmt.Sprintf("logs=%d", len(o.Logs)))
 	}
+	for _, p := range o.Packets {
+		out = append(out, fmt.Sprintf("%s%d", p.Order, p.Conn))
+	}
 	list(o.Before)
 	return strings.Join(out, " ")
 }
@@ -112,6 +119,16 @@ func TestJoiner(t *testing.T) {
 			name: "raced",
 			in:   []Line{accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), late(1, "c", 1), shot("c", 0), shot("c", 1), settled("c", 1)},
 			want: []string{"close 1", "c/0 request1", "c/1 late1 idle1 close1"},
+		}, {
+			name: "packets of a close without a witness of its own",
+			in: []Line{accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), shot("c", 0), shot("c", 1),
+				packets(1, "c", 1), packets(9, "c", 0), settled("c", 1)},
+			want: []string{"close 1", "c/0 request1 crossing9", "c/1 crossing1 idle1 close1"},
+		}, {
+			name: "packets tell no past twice",
+			in: []Line{accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), late(1, "c", 1), shot("c", 0), shot("c", 1),
+				packets(1, "c", 1), settled("c", 1)},
+			want: []string{"close 1", "c/0 request1", "c/1 late1 crossing1 idle1 close1"},
 		}, {
 			name: "masked",
 			in: []Line{accept(1, p), request(1, "c", 0), idle(1), timedOut(1, "c"), late(1, "c", 1),
