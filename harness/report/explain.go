@@ -358,7 +358,7 @@ func Explain(w io.Writer, v judge.Verdict, tl Timeline, o Options) error {
 	return err
 }
 
-// steps prints a column per party.
+// steps prints a column per party, time running down.
 func (p *page) steps(steps []Step, zero int64) {
 	parties := []string{WhoClient, WhoProxy, WhoUpstream}
 	const gap, clockWidth = 2, 9
@@ -367,7 +367,14 @@ func (p *page) steps(steps []Step, zero int64) {
 	widths := []int{clockWidth + gap, columns[0] + gap, columns[1] + gap, columns[2]}
 	header := append([]string{fmt.Sprintf("%*s", clockWidth, "time")}, parties...)
 	var rows [][]string
+	var last int64
 	for _, s := range steps {
+		if s.At > 0 {
+			if last > 0 {
+				rows = append(rows, pause(time.Duration(s.At-last), clockWidth, len(parties))...)
+			}
+			last = s.At
+		}
 		row := make([]string, 1+len(parties))
 		row[0] = fmt.Sprintf("%*s", clockWidth, relative(s.At, zero))
 		text := plain(s.Text)
@@ -379,6 +386,20 @@ func (p *page) steps(steps []Step, zero int64) {
 		rows = append(rows, row)
 	}
 	p.grid(widths, header, rows)
+}
+
+// pause draws the time between two steps to a logarithmic scale: from 1 ms on, a
+// dot for each power of ten, so that a second is four lines high.
+func pause(d time.Duration, width, parties int) (rows [][]string) {
+	for unit := time.Millisecond; d >= unit && len(rows) < 6; unit *= 10 {
+		row := make([]string, 1+parties)
+		row[0] = fmt.Sprintf("%*s", width, "·")
+		rows = append(rows, row)
+	}
+	if len(rows) > 0 {
+		rows[len(rows)/2][1] = precise(d)
+	}
+	return rows
 }
 
 // relative is an instant as seen from zero: "+312µs", "-1.0004s".

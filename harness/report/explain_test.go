@@ -2,6 +2,7 @@ package report
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"idlerace/harness/judge"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
+	"idlerace/harness/wire"
 )
 
 // second is the instant at which the upstream's idle timer fires in these
@@ -43,6 +45,19 @@ type story struct {
 	obs     record.Observation
 	before  []record.Event
 	closing string // must be in the last lines
+}
+
+func packetList(packets ...wire.Packet) json.RawMessage {
+	for i := range packets { // the headers that a list of packets must have
+		raw := make([]byte, 40)
+		raw[0], raw[3], raw[9], raw[32] = 0x45, 40, 6, 5<<4
+		packets[i].Raw = raw
+	}
+	b, err := json.Marshal(packets)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 func stories() map[string]story {
@@ -104,6 +119,28 @@ func stories() map[string]story {
 				Logs: []record.LogLine{{Cell: "c", Seq: 4711, Attempts: []record.Attempt{{Local: "127.0.0.1:40112", Err: "read tcp 127.0.0.1:40112->127.0.0.1:9001: read: connection reset by peer \x1b[2J"}}}},
 			},
 			closing: "Executed: no, as far as the journal says.",
+		},
+		"packets": {
+			verdict: raced,
+			obs: record.Observation{
+				Shot: shot(502, record.OutcomeResponse, µs(455)), Late: lateOn17(), Before: idleClosed(),
+				Packets: []record.Packets{{Cell: "c", Seq: 4711, Conn: 17, Order: string(wire.Unnoticed), List: packetList(
+					wire.Packet{At: at(-3 * time.Second), FromPeer: true, Len: 300, Flags: wire.ACK | wire.PSH}, // of an idle period before
+					wire.Packet{At: at(-1000350 * time.Microsecond), Len: 142, Flags: wire.ACK | wire.PSH},
+					wire.Packet{At: at(µs(4)), Flags: wire.FIN | wire.ACK},
+					wire.Packet{At: at(µs(20)), FromPeer: true, Flags: wire.ACK},
+					wire.Packet{At: at(µs(300)), FromPeer: true, Len: 235, Flags: wire.ACK | wire.PSH},
+					wire.Packet{At: at(µs(320)), Flags: wire.RST},
+				)}},
+				Logs: []record.LogLine{{Cell: "c", Seq: 4711, Status: 502, Attempts: []record.Attempt{{Upstream: "127.0.0.1:9001", Status: 502}}}},
+			},
+			closing: "On the wire: FIN delivered, not noticed.",
+		},
+		"damaged-packets": {
+			verdict: raced,
+			obs: record.Observation{Shot: shot(502, record.OutcomeResponse, µs(455)), Late: lateOn17(), Before: idleClosed(),
+				Packets: []record.Packets{{Cell: "c", Seq: 4711, Conn: 17, Order: string(wire.Crossing), List: json.RawMessage(`{"at":`)}}},
+			closing: "On the wire: crossing.",
 		},
 		"twice": {
 			verdict: raced,
