@@ -34,6 +34,10 @@ report: build ## print RUN as FORMAT: terminal, markdown, json, csv, ...
 gate: build ## fail when RUN violates its policy, or got worse than BASELINE (a verdicts.json)
 	@exec $(BIN) gate "$(RUN)" $(if $(BASELINE),--baseline "$(BASELINE)") $(ARGS)
 
+.PHONY: react
+react: build ## test how each proxy reacts when a reused connection ends, on RUNTIME
+	@exec $(BIN) react scenarios/reaction.yaml --runtime "$(RUNTIME)" $(ARGS)
+
 .PHONY: doctor
 doctor: build ## say which proxies can run here, and how to get the others
 	@exec $(BIN) doctor $(ARGS)
