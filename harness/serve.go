@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -23,7 +24,7 @@ func serveCommand() *cobra.Command {
 		Short: "Run one of the servers that a run is made of, by hand",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(serveOriginCommand(), serveGoHTTPCommand())
+	cmd.AddCommand(serveOriginCommand(), serveGoHTTPCommand(), serveBurnCommand())
 	return cmd
 }
 
@@ -61,6 +62,27 @@ idle is a Go duration or "off"; retry is "default", "off" or "on".`,
 	return cmd
 }
 
+func serveBurnCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "burn",
+		Short:  "Keep every core busy until ended",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		Run: func(*cobra.Command, []string) {
+			for range runtime.NumCPU() - 1 {
+				go spin()
+			}
+			spin()
+		},
+	}
+}
+
+// spin never ends: n stays odd.
+func spin() {
+	for n := 1; n != 0; n += 2 {
+	}
+}
+
 func serveOriginCommand() *cobra.Command {
 	var config, admin string
 	var one origin.Server
@@ -81,7 +103,15 @@ One server is set by flags; several by --config FILE (JSON):
     {"name": "a", "listen": "127.0.0.1:9001", "idle_timeout": "5s", "close": "fin"},
     {"name": "b", "listen": "127.0.0.1:9002", "idle_timeout": "5s", "close": "rst",
      "keep_alive_hint": 5, "delay": "20ms", "size": 4096, "max_requests": 100,
-     "announce": true, "trap": {"after": 1, "executed": false}}]}
+     "announce": true, "trap": {"after": 1, "executed": false}},
+    {"name": "far", "listen": "127.0.0.1:9003", "idle_timeout": "5s",
+     "link": {"up": "20ms", "down": "20ms", "jitter_up": "1ms",
+              "idle": "350s", "on_idle": "drop", "half_closed": "60s"}}],
+   "capture": true}
+
+link is an emulated network in front of a server: delays each way, and a
+middlebox that gives up idle connections ("drop", "reset", "reset-late") and
+forgets half-closed ones. capture records the servers' packets (CAP_NET_RAW).
 
 How an idle connection is closed:
   fin         FIN at once; reads on, notes the id of a late request, resets
@@ -94,6 +124,10 @@ The admin address answers:
   GET /journal/mark                  number of the newest event
   GET /health                        200 when up, with the addresses
   GET /config                        the configuration in force
+  GET /capture                       whether packets are captured, and how many
+  POST /packets                      [{"port": P, "peer": "ip:port", "from": Unix ns, "to": Unix ns}, ...]
+  POST /recycle                      closes all connections without notice, as a
+                                     rolling deploy does; those in work when answered
 
 A request is known by its headers X-Vegeta-Attack and X-Vegeta-Seq. With
 X-Idlerace-Hold: 12ms the requests of one X-Vegeta-Attack that arrive within

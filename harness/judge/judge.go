@@ -51,6 +51,7 @@ type Subject struct {
 	Fault     string        // what ended the item's proxy or the origin in mid-run; empty: nothing
 	RTT       time.Duration // the longest between proxy and upstream, jitter included
 	Shots     int           // aimed shots asked for
+	Expiry    time.Duration // idle time after which a middlebox gives a connection up; 0: never
 	Window    bool          // they are spread for the danger window's shape: fit it
 	Until     spec.Until
 	Reproduce string
@@ -69,6 +70,8 @@ type Tally struct {
 	otherTexts                                          string // one text of an unattributed failure
 	raced, replayed                                     *Example
 	orphans, unreached                                  int
+	setAside, disturbed                                 int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
+	calm                                                map[string]int // statuses of all others
 	shape                                               shape
 
 	// Bursts that were aimed or met a stale connection, and those that did.
@@ -79,17 +82,30 @@ type Tally struct {
 
 // NewTally begins a tally.
 func NewTally(s Subject) *Tally {
-	return &Tally{s: s, causes: map[string]int{}, statuses: map[string]int{}, orders: map[string]int{}}
+	return &Tally{s: s, causes: map[string]int{}, statuses: map[string]int{}, calm: map[string]int{}, orders: map[string]int{}}
 }
 
 // Observe takes one request.
 func (t *Tally) Observe(o record.Observation) {
 	t.shots++
+	status := string(o.Shot.Outcome)
 	if o.Shot.Outcome == record.OutcomeResponse {
-		t.statuses[strconv.Itoa(o.Shot.Status)]++
-	} else {
-		t.statuses[string(o.Shot.Outcome)]++
+		status = strconv.Itoa(o.Shot.Status)
 	}
+	t.statuses[status]++
+	executed := 0
+	for _, e := range o.Requests {
+		if e.Executed {
+			executed++
+		}
+	}
+	if executed > 1 {
+		t.twice++
+	}
+	if t.disturbs(o) {
+		return
+	}
+	t.calm[status]++
 	// A request that the proxy answered by itself tested nothing.
 	reached := len(o.Requests)+len(o.Late) > 0
 	if !reached && !o.Shot.Failed() {
@@ -100,21 +116,14 @@ func (t *Tally) Observe(o record.Observation) {
 		t.aimed++
 	}
 	stale := o.Stale()
-	t.inBurst(o.Shot, stale || o.Shot.Failed() && Cause(o) == record.CauseIdleClose)
+	t.inBurst(o.Shot, stale || o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose)
 	if t.s.Window {
 		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
 	}
-	executed := 0
 	for _, e := range o.Requests {
-		if e.Executed {
-			executed++
-		}
 		if e.Nth > 1 {
 			t.reused++
 		}
-	}
-	if executed > 1 {
-		t.twice++
 	}
 	if stale {
 		t.late++
@@ -138,7 +147,7 @@ func (t *Tally) Observe(o record.Observation) {
 		return
 	}
 	t.failures++
-	cause := Cause(o)
+	cause := t.Cause(o)
 	t.causes[string(cause)]++
 	if cause != record.CauseIdleClose {
 		t.otherTexts = describe(o)
@@ -154,6 +163,31 @@ func (t *Tally) Observe(o record.Observation) {
 	if t.raced == nil {
 		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
 	}
+}
+
+// disturbedCause stands before the kinds of disturbance in Verdict.Causes.
+const disturbedCause = string(record.CauseDisturbed) + ": "
+
+// disturbs sets aside a request with which a disturbance of the run may have had
+// a hand: whatever became of it, the pair of timeouts alone did not do it.
+func (t *Tally) disturbs(o record.Observation) bool {
+	cause := record.Cause("")
+	if o.Shot.Failed() {
+		cause = Cause(o)
+	}
+	if len(o.Disturbed) == 0 && cause != record.CauseRestart {
+		return false
+	}
+	t.setAside++
+	if cause != "" {
+		t.failures++
+		t.disturbed++
+		if cause == record.CauseDisturbed {
+			cause = record.Cause(disturbedCause + strings.Join(o.Disturbed, " + "))
+		}
+		t.causes[string(cause)]++
+	}
+	return true
 }
 
 // inBurst counts the shot's burst; bursts come one after the other.
@@ -217,11 +251,27 @@ func (t *Tally) trusts(edge time.Duration) bool {
 	return t.direct.n+t.upstreamClosed.n == 0
 }
 
+// Cause is the package's Cause with what this cell's network may have done: a
+// middlebox that gave the connection up before the upstream did kept the
+// upstream's close from the proxy, which therefore cannot have met it.
+func (t *Tally) Cause(o record.Observation) record.Cause {
+	if gone := t.s.Expiry; gone > 0 {
+		o.Before = slices.DeleteFunc(slices.Clone(o.Before), func(e record.Event) bool { return e.IdleClosed() && e.Idle > gone })
+	}
+	return Cause(o)
+}
+
 // Cause says why a failed request failed, from all its witnesses. It is
 // CauseIdleClose only when a witness beyond the client ties the request to an
-// upstream connection that the upstream's idle timer had closed, and nothing
-// executed it.
+// upstream connection that the upstream's idle timer had closed, nothing
+// executed it, and no disturbance of the run may have had a hand in it.
 func Cause(o record.Observation) record.Cause {
+	if slices.ContainsFunc(o.Before, record.Event.Restarted) {
+		return record.CauseRestart
+	}
+	if len(o.Disturbed) > 0 {
+		return record.CauseDisturbed
+	}
 	executed := false
 	for _, e := range o.Requests {
 		executed = executed || e.Executed
@@ -238,7 +288,7 @@ func Cause(o record.Observation) record.Cause {
 	if stale && !executed && (noAnswer || o.Shot.Status >= 500) {
 		return record.CauseIdleClose
 	}
-	for _, l := range o.Logs {
+	for _, l := range slices.Backward(o.Logs) { // of several attempts the last made the answer
 		if l.Cause != "" {
 			return l.Cause
 		}
@@ -302,7 +352,7 @@ func (t *Tally) Done() bool {
 	}
 	// No further shot can unsay a failure or add the missing witness, or the
 	// cause is another.
-	return t.staleBursts > 0 && t.stalled() || t.attributed == 0 && (!t.s.Item.Cell.Close.Witnessed() || t.failures-t.attributed >= t.s.Shots/4)
+	return t.staleBursts > 0 && t.stalled() || t.attributed == 0 && (!t.s.Item.Cell.Close.Witnessed() || t.failures-t.disturbed-t.attributed >= t.s.Shots/4)
 }
 
 // Proven reports whether the cell has its first attributed failure.
@@ -326,7 +376,7 @@ func (t *Tally) state() spec.State {
 		return spec.Races
 	case t.s.Fault != "":
 		return spec.Broken
-	case t.failures > 0:
+	case t.failures > t.disturbed:
 		return spec.Inconclusive
 	case t.aimed < t.s.Shots:
 		return spec.Inconclusive
@@ -379,7 +429,7 @@ func (t *Tally) Verdict() Verdict {
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
 		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
-		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed,
+		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed, SetAside: t.setAside, Disturbed: t.disturbed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
 	}
@@ -409,8 +459,11 @@ func (t *Tally) Verdict() Verdict {
 	if t.unreached > 0 {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%s answered %s without asking the upstream", c.Proxy, plural(t.unreached, "request")))
 	}
-	if v.State == spec.Races && v.Other > 0 {
-		v.Warnings = append(v.Warnings, fmt.Sprintf("%d failures had another or an unproven cause: %s", v.Other, t.otherTexts))
+	if n := v.Other - v.Disturbed; v.State == spec.Races && n > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%d failures had another or an unproven cause: %s", n, t.otherTexts))
+	}
+	if t.disturbed > 0 {
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%s failed in disturbances of the run (%s), which say nothing of this pair of timeouts", plural(t.disturbed, "request"), t.disturbedBy()))
 	}
 	if t.twice > 0 {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%d requests were executed twice", t.twice))
@@ -466,17 +519,21 @@ func (t *Tally) missing() string {
 		return "no request was recorded"
 	case t.staleBursts > 0 && t.stalled():
 		return t.stall()
-	case t.failures > 0 && !c.Close.Witnessed() && t.upstreamClosed.n > 0:
+	case t.failures > t.disturbed && !c.Close.Witnessed() && t.upstreamClosed.n > 0:
 		return fmt.Sprintf("%s of %s failed (%s), but close style %q leaves no witness that ties them to the idle timer; style %q does",
-			plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs(), c.Close, spec.CloseFIN)
-	case t.failures > 0:
+			plural(t.failures-t.disturbed, "request"), plural(t.shots, c.Method), t.failedAs(), c.Close, spec.CloseFIN)
+	case t.failures > t.disturbed:
 		return fmt.Sprintf("%s of %s failed (%s) and none could be tied to an idle close; one of them: %s",
-			plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs(), t.otherTexts)
+			plural(t.failures-t.disturbed, "request"), plural(t.shots, c.Method), t.failedAs(), t.otherTexts)
 	case t.late > 0:
 		return fmt.Sprintf("stale reuse was witnessed %s and always replayed, but only %s of %d went out where the danger is",
 			times(t.late), plural(t.aimed, "aimed shot"), t.s.Shots)
 	case t.aimed < t.s.Shots:
-		return fmt.Sprintf("%s, %d needed; no failure and no stale reuse so far", plural(t.aimed, "aimed shot"), t.s.Shots)
+		missing := fmt.Sprintf("%s, %d needed; no failure and no stale reuse so far", plural(t.aimed, "aimed shot"), t.s.Shots)
+		if t.setAside > 0 {
+			missing += fmt.Sprintf("; set aside for disturbances of the run: %s", plural(t.setAside, "request"))
+		}
+		return missing
 	case t.upstreamClosed.n > 0 && t.closesFirst():
 		return fmt.Sprintf("no failure in %s: %s, yet in %d of %d idle connections the upstream was first: %s",
 			plural(t.aimed, "aimed shot"), t.rule(), t.upstreamClosed.n, t.upstreamClosed.n+t.proxyClosed.n, heldUp)
@@ -505,8 +562,8 @@ func (t *Tally) stall() string {
 	c := t.s.Item.Cell
 	seen := t.rule()
 	met := fmt.Sprintf("%s met connections that the upstream had closed before %s got to it", ofBursts(t.staleBursts, t.bursts), c.Proxy)
-	if t.failures > 0 {
-		met += fmt.Sprintf(" (%s of %s failed: %s)", plural(t.failures, "request"), plural(t.shots, c.Method), t.failedAs())
+	if n := t.failures - t.disturbed; n > 0 {
+		met += fmt.Sprintf(" (%s of %s failed: %s)", plural(n, "request"), plural(t.shots, c.Method), t.failedAs())
 	}
 	if t.aimed < t.s.Shots {
 		return fmt.Sprintf("%s, yet %s; %s, %d needed to tell a habit of the proxy from a machine that was too busy", seen, met, plural(t.aimed, "aimed shot"), t.s.Shots)
@@ -534,12 +591,25 @@ func (t *Tally) measuredClose() string {
 	return "not yet"
 }
 
-// failedAs lists what clients of failed requests saw: "9 x 502, 1 x closed
-// without a response".
+// disturbedBy lists what failed and was set aside: "burn-cpu: 17, pause-origin +
+// pause-proxy: 2, upstream-restart: 3".
+func (t *Tally) disturbedBy() string {
+	var out []string
+	for _, k := range sortedKeys(t.causes) {
+		by, disturbed := strings.CutPrefix(k, disturbedCause)
+		if disturbed || k == string(record.CauseRestart) {
+			out = append(out, fmt.Sprintf("%s: %d", by, t.causes[k]))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// failedAs lists what clients of failed requests saw, but those set aside: "9 x
+// 502, 1 x closed without a response".
 func (t *Tally) failedAs() string {
 	var out []string
-	for _, k := range sortedKeys(t.statuses) {
-		n := t.statuses[k]
+	for _, k := range sortedKeys(t.calm) {
+		n := t.calm[k]
 		code, err := strconv.Atoi(k)
 		switch {
 		case err == nil && code < 500:
@@ -654,6 +724,9 @@ func Judge(m record.Manifest, s *spec.Scenario, lines iter.Seq2[record.Line, err
 				}
 			}
 		}
+		if l.Disturbance != nil && l.Disturbance.To == 0 {
+			d.Run.Disturbances[l.Disturbance.What]++
+		}
 		if l.Event != nil && l.Event.Kind == record.EventLost {
 			lost += l.Event.Nth
 		}
@@ -694,7 +767,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 		sub.Fault = f
 	}
 	if it.Role == plan.RoleCell {
-		sub.RTT, sub.Window = s.Link.RTT(it.Cell.RTT), s.Probe.Aim == spec.AimWindow
+		sub.RTT, sub.Expiry, sub.Window = s.Link.RTT(it.Cell.RTT), s.Link.Idle, s.Probe.Aim == spec.AimWindow
 	}
 	for _, p := range m.Proxies {
 		if p.Name == it.Cell.Proxy {
@@ -716,7 +789,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
 	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Lanes: m.Lanes, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
-		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Warnings: append([]string{}, m.Warnings...)}
+		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Disturbances: map[string]int{}, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {
 	case record.EndDone, record.EndBudget:
 	case "":
@@ -744,7 +817,7 @@ func applyControls(d *Document) {
 			case ctl.Role == RoleMustRace && ctl.State != spec.Races && v.State == spec.Safe:
 				v.State = spec.Inconclusive
 				v.Why = fmt.Sprintf("the positive control, which must race, did not (%s: %s), so that no failure here proves nothing; seen: %s", ctl.State, ctl.Why, v.Why)
-			case ctl.Role == RoleMustNotRace && ctl.Attributed > 0 && ctl.Other == 0 && ctl.State == spec.Inconclusive:
+			case ctl.Role == RoleMustNotRace && ctl.Attributed > 0 && ctl.Other == ctl.Disturbed && ctl.State == spec.Inconclusive:
 				// It was held up now and then (Tally.stalled). What other cells
 				// have shown they have shown; a bound drawn from silence waits for
 				// a calmer machine.
@@ -752,7 +825,7 @@ func applyControls(d *Document) {
 					v.State = spec.Inconclusive
 					v.Why = fmt.Sprintf("the negative control, without keep-alive to the upstream, lost requests now and then (%s); seen: %s", ctl.Why, v.Why)
 				}
-			case ctl.Role == RoleMustNotRace && ctl.Failures > 0:
+			case ctl.Role == RoleMustNotRace && ctl.Failures > ctl.Disturbed:
 				v.State = spec.Broken
 				v.Why = fmt.Sprintf("the negative control, without keep-alive to the upstream, failed as well (%s); seen: %s", ctl.Why, v.Why)
 			}

@@ -453,6 +453,8 @@ func TestCause(t *testing.T) {
 		o    record.Observation
 		want record.Cause
 	}{
+		"the last attempt's": {record.Observation{Shot: record.Shot{Outcome: record.OutcomeResponse, Status: 504},
+			Logs: []record.LogLine{{Cause: record.CauseClosedEarly}, {Cause: record.CauseTimeout}, {Status: 504}}}, record.CauseTimeout},
 		"late":             {record.Observation{Shot: record.Shot{Outcome: record.OutcomeReset}, Late: []record.Event{{}}}, record.CauseIdleClose},
 		"late but partial": {record.Observation{Shot: record.Shot{Outcome: record.OutcomePartial, Status: 200}, Late: []record.Event{{}}}, record.CauseReset},
 		"refused client":   {record.Observation{Shot: record.Shot{Outcome: record.OutcomeRefused}}, record.CauseClient},

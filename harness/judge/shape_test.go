@@ -177,3 +177,21 @@ func TestPackets(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// TestMiddlebox: where a middlebox gave the connection up first, a log line that
+// names a connection which the upstream closed as well proves nothing.
+func TestMiddlebox(t *testing.T) {
+	named := func(o *record.Observation) {
+		failed502(o)
+		o.Before = []record.Event{{Kind: record.EventClose, By: record.ByUpstream, Why: record.WhyIdleTimeout, Idle: time.Second}}
+		o.Logs = []record.LogLine{{Cause: record.CauseReset, Text: "connection reset by peer"}}
+	}
+	for expiry, want := range map[time.Duration]spec.State{0: spec.Races, 500 * msec: spec.Inconclusive, 2 * time.Second: spec.Races} {
+		s := tell(racing)
+		s.t.s.Expiry = expiry
+		v := s.answered(300, 2).upstreamCloses(40).observe(named).t.Verdict()
+		if v.State != want || (v.Causes[string(record.CauseReset)] == 1) != (want == spec.Inconclusive) {
+			t.Errorf("expiry %s: %s %v, want %s", expiry, v.State, v.Causes, want)
+		}
+	}
+}

@@ -43,9 +43,11 @@ type Run struct {
 	Engine  *record.Engine    `json:"engine"`
 	// NoPackets says why no packets were captured; empty when they were, or when
 	// nobody wanted them.
-	NoPackets string   `json:"no_packets"`
-	Partial   string   `json:"partial"` // why the run is not complete; empty when it is
-	Warnings  []string `json:"warnings"`
+	NoPackets string `json:"no_packets"`
+	// Disturbances of the run by kind, as its scenario wished (chaos).
+	Disturbances map[string]int `json:"disturbances"`
+	Partial      string         `json:"partial"` // why the run is not complete; empty when it is
+	Warnings     []string       `json:"warnings"`
 }
 
 // Unavailable is a proxy that could not run, and what would change that.
@@ -94,7 +96,9 @@ type Verdict struct {
 	Retried        int            `json:"retried"`     // late requests whose client got its answer all the same
 	Twice          int            `json:"executed_twice"`
 	Other          int            `json:"other_failures"`         // failures with a cause other than the idle close, unknown included
-	Causes         map[string]int `json:"causes"`                 // failures by record.Cause
+	SetAside       int            `json:"set_aside"`              // requests that a disturbance of the run may have had a hand in; they count for and against nothing
+	Disturbed      int            `json:"disturbed"`              // failures among them; other_failures has them too
+	Causes         map[string]int `json:"causes"`                 // failures by record.Cause; disturbed ones as "disturbed: pause-origin + pause-proxy"
 	Statuses       map[string]int `json:"statuses"`               // by status code, or by record.Outcome without a response
 	Rate           *Interval      `json:"rate"`                   // attributed failures per aimed shot, 95 % Clopper-Pearson; null without aimed shots
 	UpstreamClosed *Quantiles     `json:"upstream_closed"`        // idle time at which the upstream closed, as its journal says; null when it never did

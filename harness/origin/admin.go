@@ -22,7 +22,7 @@ const (
 	batchSize   = 256                  // events copied at a time: the journal's lock is held for some 10 µs
 )
 
-// adminHandler serves, to GET but for the last:
+// adminHandler serves, to GET but for the last two:
 //
 //	/journal?after=N[&follow=1]  events numbered above N (default 0), one JSON object a line
 //	/journal/mark                {"n": number of the newest event}
@@ -30,12 +30,13 @@ const (
 //	/config                      the configuration with its defaults filled in
 //	/capture                     CaptureStatus
 //	/packets                     POST a list of PacketQuestion: a list of wire.Packet for each
+//	/recycle                     POST: Recycled, see origin.recycle
 //
 // With follow=1 events are streamed as they come until the client leaves or
 // the origin stops. Where events were dropped before the reader got to them
 // stands one of kind "lost": Nth counts them, N is the number of the last, so
 // "after=N" of any line resumes behind it. A bad query is answered with 400.
-func adminHandler(j *journal, p packets, cfg Config, addrs map[string]string) http.Handler {
+func adminHandler(j *journal, p packets, cfg Config, addrs map[string]string, recycle func() Recycled) http.Handler {
 	servers := make(map[string]string, len(cfg.Servers))
 	for _, s := range cfg.Servers {
 		servers[s.Name] = addrs[s.Name]
@@ -55,6 +56,9 @@ func adminHandler(j *journal, p packets, cfg Config, addrs map[string]string) ht
 		writeJSON(w, p.status())
 	})
 	mux.HandleFunc("POST /packets", p.serve)
+	mux.HandleFunc("POST /recycle", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, recycle())
+	})
 	return mux
 }
 

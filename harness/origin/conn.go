@@ -92,6 +92,7 @@ type conn struct {
 	method    string
 	answered  int  // requests; written by the serving goroutine alone, which may read it without mu
 	ended     bool // Close was called
+	recycled  bool // to be closed after the answer under way
 }
 
 // cause is who ends a connection and why.
@@ -231,10 +232,14 @@ func (c *conn) changed(state http.ConnState) {
 		c.mu.Lock()
 		c.phase, c.idleSince = idle, now
 		c.replied, c.first, c.early = false, 0, nil
-		e := c.event(record.EventIdle)
+		e, recycled := c.event(record.EventIdle), c.recycled
 		c.mu.Unlock()
 		e.At = now
 		j.append(e, 0)
+		if recycled {
+			c.blame(record.WhyShutdown, nil)
+			c.Close()
+		}
 		if limit := c.server.MaxRequests; limit > 0 && c.answered >= limit {
 			c.blame(record.WhyRequestLimit, nil)
 			c.Close()

@@ -214,7 +214,7 @@ func fill(j *journal, n int) {
 func TestJournalRing(t *testing.T) {
 	for _, size := range []int{1, 7, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize + 5} {
 		j := newJournal(size)
-		h := adminHandler(j, packets{}, Config{}, nil)
+		h := adminHandler(j, packets{}, Config{}, nil, nil)
 		get := func(path string) []record.Event {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))

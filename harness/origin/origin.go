@@ -106,7 +106,7 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 		return err
 	}
 	defer pk.close()
-	admin := &http.Server{Handler: adminHandler(o.journal, pk, cfg, addrs)}
+	admin := &http.Server{Handler: adminHandler(o.journal, pk, cfg, addrs, o.recycle)}
 	var servers []*http.Server
 	var serving sync.WaitGroup
 	broken := make(chan error, len(listeners))

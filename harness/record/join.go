@@ -4,7 +4,7 @@ import "slices"
 
 // Joiner puts the witnesses' lines together, request by request, in one pass.
 // Its memory is bounded by what is in flight: a burst or two of every cell, and
-// the connections that are open.
+// the connections that are open; and the run's disturbances.
 //
 // A request is complete when a Settled line covers it. With Grace set, it is
 // given out one Settled line later, so that a witness that spoke late is still
@@ -15,15 +15,18 @@ type Joiner struct {
 	// Observe is called with every completed request, in order of Seq within a
 	// cell.
 	Observe func(Observation)
-	// Close is called with every close of a connection that served a request.
+	// Close is called with every close of a connection that served a request,
+	// unless a disturbance may have had a hand in its moment.
 	Close func(Event)
 	// Orphan is called with a statement about a request that was given out
-	// before. May be nil.
+	// before, unless the run was disturbed. May be nil.
 	Orphan func(Event)
 
 	cells map[string]*joinCell
 	conns map[uint64]*joinConn
 	peers map[peer]*joinConn
+
+	disturbances disturbances
 }
 
 // peer is a proxy's end of a connection. Its address alone would not do: the
@@ -39,7 +42,7 @@ type joinCell struct {
 }
 
 // joinConn is what is remembered of one upstream connection: the begin of its
-// last idle period and, if the idle timer ended it, that close.
+// last idle period and, if the idle timer or a restart ended it, that close.
 type joinConn struct {
 	id     uint64
 	peer   peer
@@ -71,6 +74,8 @@ func (j *Joiner) Add(l Line) {
 			o.Packets = append(o.Packets, *l.Packets)
 			j.remember(o, l.Packets.Conn)
 		}
+	case l.Disturbance != nil:
+		j.disturbances.add(*l.Disturbance)
 	case l.Settled != nil:
 		j.settle(*l.Settled)
 	}
@@ -128,7 +133,7 @@ func (j *Joiner) event(e Event) {
 		j.cell(e.Cell).server = e.Server
 		o := j.request(e.Cell, e.Seq)
 		if o == nil {
-			if j.Orphan != nil {
+			if j.Orphan != nil && len(j.Disturbed(e.At, e.At)) == 0 {
 				j.Orphan(e)
 			}
 			return
@@ -140,14 +145,14 @@ func (j *Joiner) event(e Event) {
 		}
 		j.remember(o, e.Conn)
 	case EventClose:
-		if e.Cell != "" && j.Close != nil {
+		if e.Cell != "" && j.Close != nil && len(j.Disturbed(e.At-int64(e.Idle), e.At)) == 0 {
 			j.Close(e)
 		}
 		k := j.conns[e.Conn]
 		if k == nil {
 			return
 		}
-		if !e.IdleClosed() || e.Cell == "" {
+		if !e.IdleClosed() && !e.Restarted() || e.Cell == "" {
 			j.forget(k)
 			return
 		}
@@ -206,6 +211,7 @@ func (j *Joiner) giveOut(c *joinCell, upto uint64) {
 		}
 		newest = max(newest, o.Shot.Sent)
 		j.nameByLog(c.server, o)
+		o.Disturbed = j.disturbances.of(o)
 		j.Observe(*o)
 	}
 	if upto > c.upto && upto != ^uint64(0) {
@@ -226,7 +232,7 @@ func (j *Joiner) giveOut(c *joinCell, upto uint64) {
 // connection and the proxy still have chosen it, in ns: far above any linger.
 const keepClosed = 10_000_000_000
 
-// nameByLog adds the idle-timer close of a connection that the proxy's log
+// nameByLog adds the close, by idle timer or restart, of a connection that the proxy's log
 // names by its own address: proof for a request that never left the proxy.
 func (j *Joiner) nameByLog(server string, o *Observation) {
 	for _, l := range o.Logs {

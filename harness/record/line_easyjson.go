@@ -98,6 +98,16 @@ func easyjson802083eDecodeIdleraceHarnessRecord(in *jlexer.Lexer, out *Line) {
 				}
 				easyjson802083eDecodeIdleraceHarnessRecord6(in, out.Settled)
 			}
+		case "disturbance":
+			if in.IsNull() {
+				in.Skip()
+				out.Disturbance = nil
+			} else {
+				if out.Disturbance == nil {
+					out.Disturbance = new(Disturbance)
+				}
+				easyjson802083eDecodeIdleraceHarnessRecord7(in, out.Disturbance)
+			}
 		case "end":
 			if in.IsNull() {
 				in.Skip()
@@ -106,7 +116,7 @@ func easyjson802083eDecodeIdleraceHarnessRecord(in *jlexer.Lexer, out *Line) {
 				if out.End == nil {
 					out.End = new(End)
 				}
-				easyjson802083eDecodeIdleraceHarnessRecord7(in, out.End)
+				easyjson802083eDecodeIdleraceHarnessRecord8(in, out.End)
 			}
 		default:
 			in.AddError(&jlexer.LexerError{
@@ -161,10 +171,15 @@ func easyjson802083eEncodeIdleraceHarnessRecord(out *jwriter.Writer, in Line) {
 		out.RawString(prefix)
 		easyjson802083eEncodeIdleraceHarnessRecord6(out, *in.Settled)
 	}
+	if in.Disturbance != nil {
+		const prefix string = ",\"disturbance\":"
+		out.RawString(prefix)
+		easyjson802083eEncodeIdleraceHarnessRecord7(out, *in.Disturbance)
+	}
 	if in.End != nil {
 		const prefix string = ",\"end\":"
 		out.RawString(prefix)
-		easyjson802083eEncodeIdleraceHarnessRecord7(out, *in.End)
+		easyjson802083eEncodeIdleraceHarnessRecord8(out, *in.End)
 	}
 	out.RawByte('}')
 }
@@ -178,7 +193,7 @@ func (v Line) MarshalEasyJSON(w *jwriter.Writer) {
 func (v *Line) UnmarshalEasyJSON(l *jlexer.Lexer) {
 	easyjson802083eDecodeIdleraceHarnessRecord(l, v)
 }
-func easyjson802083eDecodeIdleraceHarnessRecord7(in *jlexer.Lexer, out *End) {
+func easyjson802083eDecodeIdleraceHarnessRecord8(in *jlexer.Lexer, out *End) {
 	isTopLevel := in.IsStart()
 	if in.IsNull() {
 		if isTopLevel {
@@ -218,7 +233,7 @@ func easyjson802083eDecodeIdleraceHarnessRecord7(in *jlexer.Lexer, out *End) {
 		in.Consumed()
 	}
 }
-func easyjson802083eEncodeIdleraceHarnessRecord7(out *jwriter.Writer, in End) {
+func easyjson802083eEncodeIdleraceHarnessRecord8(out *jwriter.Writer, in End) {
 	out.RawByte('{')
 	first := true
 	_ = first
@@ -231,6 +246,84 @@ func easyjson802083eEncodeIdleraceHarnessRecord7(out *jwriter.Writer, in End) {
 		const prefix string = ",\"reason\":"
 		out.RawString(prefix)
 		out.String(string(in.Reason))
+	}
+	out.RawByte('}')
+}
+func easyjson802083eDecodeIdleraceHarnessRecord7(in *jlexer.Lexer, out *Disturbance) {
+	isTopLevel := in.IsStart()
+	if in.IsNull() {
+		if isTopLevel {
+			in.Consumed()
+		}
+		in.Skip()
+		return
+	}
+	in.Delim('{')
+	for !in.IsDelim('}') {
+		key := in.UnsafeFieldName(false)
+		in.WantColon()
+		switch key {
+		case "what":
+			if in.IsNull() {
+				in.Skip()
+			} else {
+				out.What = string(in.String())
+			}
+		case "target":
+			if in.IsNull() {
+				in.Skip()
+			} else {
+				out.Target = string(in.String())
+			}
+		case "from":
+			if in.IsNull() {
+				in.Skip()
+			} else {
+				out.From = int64(in.Int64())
+			}
+		case "to":
+			if in.IsNull() {
+				in.Skip()
+			} else {
+				out.To = int64(in.Int64())
+			}
+		default:
+			in.AddError(&jlexer.LexerError{
+				Offset: in.GetPos(),
+				Reason: "unknown field",
+				Data:   key,
+			})
+		}
+		in.WantComma()
+	}
+	in.Delim('}')
+	if isTopLevel {
+		in.Consumed()
+	}
+}
+func easyjson802083eEncodeIdleraceHarnessRecord7(out *jwriter.Writer, in Disturbance) {
+	out.RawByte('{')
+	first := true
+	_ = first
+	{
+		const prefix string = ",\"what\":"
+		out.RawString(prefix[1:])
+		out.String(string(in.What))
+	}
+	{
+		const prefix string = ",\"target\":"
+		out.RawString(prefix)
+		out.String(string(in.Target))
+	}
+	{
+		const prefix string = ",\"from\":"
+		out.RawString(prefix)
+		out.Int64(int64(in.From))
+	}
+	if in.To != 0 {
+		const prefix string = ",\"to\":"
+		out.RawString(prefix)
+		out.Int64(int64(in.To))
 	}
 	out.RawByte('}')
 }
@@ -530,7 +623,7 @@ func easyjson802083eDecodeIdleraceHarnessRecord3(in *jlexer.Lexer, out *LogLine)
 				}
 				for !in.IsDelim(']') {
 					var v1 Attempt
-					easyjson802083eDecodeIdleraceHarnessRecord8(in, &v1)
+					easyjson802083eDecodeIdleraceHarnessRecord9(in, &v1)
 					out.Attempts = append(out.Attempts, v1)
 					in.WantComma()
 				}
@@ -590,7 +683,7 @@ func easyjson802083eEncodeIdleraceHarnessRecord3(out *jwriter.Writer, in LogLine
 				if v2 > 0 {
 					out.RawByte(',')
 				}
-				easyjson802083eEncodeIdleraceHarnessRecord8(out, v3)
+				easyjson802083eEncodeIdleraceHarnessRecord9(out, v3)
 			}
 			out.RawByte(']')
 		}
@@ -607,7 +700,7 @@ func easyjson802083eEncodeIdleraceHarnessRecord3(out *jwriter.Writer, in LogLine
 	}
 	out.RawByte('}')
 }
-func easyjson802083eDecodeIdleraceHarnessRecord8(in *jlexer.Lexer, out *Attempt) {
+func easyjson802083eDecodeIdleraceHarnessRecord9(in *jlexer.Lexer, out *Attempt) {
 	isTopLevel := in.IsStart()
 	if in.IsNull() {
 		if isTopLevel {
@@ -665,7 +758,7 @@ func easyjson802083eDecodeIdleraceHarnessRecord8(in *jlexer.Lexer, out *Attempt)
 		in.Consumed()
 	}
 }
-func easyjson802083eEncodeIdleraceHarnessRecord8(out *jwriter.Writer, in Attempt) {
+func easyjson802083eEncodeIdleraceHarnessRecord9(out *jwriter.Writer, in Attempt) {
 	out.RawByte('{')
 	first := true
 	_ = first

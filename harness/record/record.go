@@ -27,13 +27,14 @@ const (
 
 // Kinds of line in observations.jsonl, the value of "t".
 const (
-	KindShot    = "shot"    // Shot: the client's statement
-	KindEvent   = "event"   // Event: the origin's statement
-	KindLog     = "log"     // LogLine: the proxy's statement
-	KindDirect  = "direct"  // Direct: a close measured without a proxy
-	KindPackets = "packets" // Packets: what the wire says of one late request
-	KindSettled = "settled" // Settled: a burst of a cell is complete
-	KindEnd     = "end"     // End: the last line of a run that was not killed
+	KindShot        = "shot"        // Shot: the client's statement
+	KindEvent       = "event"       // Event: the origin's statement
+	KindLog         = "log"         // LogLine: the proxy's statement
+	KindDirect      = "direct"      // Direct: a close measured without a proxy
+	KindPackets     = "packets"     // Packets: what the wire says of one late request
+	KindSettled     = "settled"     // Settled: a burst of a cell is complete
+	KindDisturbance = "disturbance" // Disturbance: it begins, or has ended
+	KindEnd         = "end"         // End: the last line of a run that was not killed
 )
 
 // Outcome is how a shot ended as the client saw it.
@@ -149,6 +150,11 @@ func (e Event) IdleClosed() bool {
 	return e.Kind == EventClose && e.By == ByUpstream && e.Why == WhyIdleTimeout
 }
 
+// Restarted reports whether e is a close by an upstream that shut down.
+func (e Event) Restarted() bool {
+	return e.Kind == EventClose && e.By == ByUpstream && e.Why == WhyShutdown
+}
+
 // Cause is why a request failed.
 type Cause string
 
@@ -160,7 +166,9 @@ const (
 	CauseNotHTTP     Cause = "not-http"         // the upstream did not speak HTTP
 	CauseClient      Cause = "client"           // between client and proxy
 	CauseUnknown     Cause = "unknown"
-	CauseClosedEarly Cause = "upstream-closed" // log lines only: the upstream closed before a response; idle timer or not is the journal's to say
+	CauseDisturbed   Cause = "disturbed"        // the run was disturbed on purpose while it was under way; see Observation.Disturbed
+	CauseRestart     Cause = "upstream-restart" // written on a connection that its upstream had closed in a restart
+	CauseClosedEarly Cause = "upstream-closed"  // log lines only: the upstream closed before a response; idle timer or not is the journal's to say
 )
 
 // Attempt is one try of the proxy to get an answer from the upstream.
@@ -215,6 +223,15 @@ type Settled struct {
 	Seq   uint64 `json:"seq"`
 }
 
+// Disturbance is something that was done to a run on purpose. One line says
+// that it begins, before anything is done; a second one that it has ended.
+type Disturbance struct {
+	What   string `json:"what"`         // a spec.What
+	Target string `json:"target"`       // "gohttp, nginx", "origin" or "machine"
+	From   int64  `json:"from"`         // Unix ns, of the harness's clock
+	To     int64  `json:"to,omitempty"` // likewise; 0: it begins
+}
+
 // End closes the file of a run that was not killed.
 type End struct {
 	At     int64  `json:"at"`
@@ -239,14 +256,15 @@ func Short(s string) string {
 //
 //easyjson:json
 type Line struct {
-	T       string   `json:"t"`
-	Shot    *Shot    `json:"shot,omitempty"`
-	Event   *Event   `json:"event,omitempty"`
-	Log     *LogLine `json:"log,omitempty"`
-	Direct  *Direct  `json:"direct,omitempty"`
-	Packets *Packets `json:"packets,omitempty"`
-	Settled *Settled `json:"settled,omitempty"`
-	End     *End     `json:"end,omitempty"`
+	T           string       `json:"t"`
+	Shot        *Shot        `json:"shot,omitempty"`
+	Event       *Event       `json:"event,omitempty"`
+	Log         *LogLine     `json:"log,omitempty"`
+	Direct      *Direct      `json:"direct,omitempty"`
+	Packets     *Packets     `json:"packets,omitempty"`
+	Settled     *Settled     `json:"settled,omitempty"`
+	Disturbance *Disturbance `json:"disturbance,omitempty"`
+	End         *End         `json:"end,omitempty"`
 }
 
 // Stale reports whether the request met an upstream connection that the idle
@@ -260,5 +278,8 @@ type Observation struct {
 	Late     []Event   // arrivals on connections that the idle timer had closed
 	Logs     []LogLine // the proxy's lines
 	Packets  []Packets // of connections that the idle timer had closed
-	Before   []Event   // idle begins and idle-timer closes of the connections that Requests, Late or Logs name
+	Before   []Event   // idle begins, idle-timer closes and restarts' closes of the connections that Requests, Late or Logs name
+	// Disturbed has the kinds of disturbance that may have had a hand in it,
+	// without duplicates.
+	Disturbed []string
 }

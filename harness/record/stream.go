@@ -120,6 +120,7 @@ func decode(raw []byte) (Line, error) {
 	}{
 		{KindShot, l.Shot != nil}, {KindEvent, l.Event != nil}, {KindLog, l.Log != nil},
 		{KindDirect, l.Direct != nil}, {KindPackets, l.Packets != nil}, {KindSettled, l.Settled != nil}, {KindEnd, l.End != nil},
+		{KindDisturbance, l.Disturbance != nil},
 	} {
 		if f.is {
 			set = f.kind

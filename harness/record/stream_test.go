@@ -35,6 +35,8 @@ func lines() []Line {
 			l.Packets = f
 		case *Settled:
 			l.Settled = f
+		case *Disturbance:
+			l.Disturbance = f
 		case *End:
 			l.End = f
 		}
@@ -42,7 +44,7 @@ func lines() []Line {
 	}
 	return []Line{
 		one(KindShot, &Shot{}), one(KindEvent, &Event{}), one(KindLog, &LogLine{}),
-		one(KindDirect, &Direct{}), one(KindPackets, &Packets{}), one(KindSettled, &Settled{}), one(KindEnd, &End{}),
+		one(KindDirect, &Direct{}), one(KindPackets, &Packets{}), one(KindSettled, &Settled{}), one(KindDisturbance, &Disturbance{}), one(KindEnd, &End{}),
 	}
 }
 

@@ -111,6 +111,8 @@ var columns = []struct {
 	{"window_fit.lower", fitted(func(f *judge.Fit) *judge.Estimate { return f.Lower })},
 	{"window_fit.upper", fitted(func(f *judge.Fit) *judge.Estimate { return f.Upper })},
 	{"window_fit.width", fitted(func(f *judge.Fit) *judge.Estimate { return f.Width })},
+	{"set_aside", number(func(v *judge.Verdict) int { return v.SetAside })},
+	{"disturbed", number(func(v *judge.Verdict) int { return v.Disturbed })},
 }
 
 // fitted is a column of an estimate, without its interval.

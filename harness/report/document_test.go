@@ -152,6 +152,7 @@ func hostile() *judge.Document {
 	d.Run.Proxies = []record.ProxyRun{{Name: nasty, Runtime: record.RuntimeDocker, Version: nasty, Image: nasty, ImageID: nasty}}
 	d.Run.Engine = &record.Engine{Name: nasty, Version: nasty, Host: nasty, OS: nasty, Arch: nasty, Path: nasty, Limits: nasty}
 	d.Run.NoPackets = nasty
+	d.Run.Disturbances = map[string]int{nasty: 1}
 	d.Violations = []judge.Violation{{Cell: nasty, State: spec.State(nasty), Rule: nasty}}
 	d.Margins = []judge.Margin{{Proxy: nasty, Version: nasty, Runtime: nasty, Method: nasty, Retry: spec.Retry(nasty), Close: spec.Close(nasty), RTT: nasty,
 		Text: nasty, Violations: []string{nasty}}}
@@ -172,6 +173,7 @@ func defile(v *judge.Verdict, s string) {
 func shaped() *judge.Document {
 	d := &judge.Document{Schema: judge.Schema, Run: run("window")}
 	d.Run.NoPackets = "capture: no right to capture packets (CAP_NET_RAW)"
+	d.Run.Disturbances = map[string]int{"pause-proxy": 3, "burn-cpu": 2}
 	estimate := func(at, low, high float64) *judge.Estimate {
 		return &judge.Estimate{At: ms(at), Low: ms(low), High: ms(high)}
 	}

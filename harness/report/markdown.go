@@ -296,6 +296,9 @@ func mdEnvironment(b *bytes.Buffer, d *judge.Document) {
 	if e := r.Engine; e != nil {
 		row("containers", fmt.Sprintf("%s (%s, %s); each: %s", engine(e), e.OS, e.Arch, e.Limits))
 	}
+	if len(r.Disturbances) > 0 {
+		row("disturbed on purpose", disturbances(r))
+	}
 	seen := map[string]bool{}
 	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
 		for i := range list {

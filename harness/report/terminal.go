@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,6 +73,9 @@ func (p *page) run(r *judge.Run) {
 	if r.NoPackets != "" {
 		p.text(0, p.faint, "packets: none, "+plain(r.NoPackets))
 	}
+	if len(r.Disturbances) > 0 {
+		p.text(0, p.faint, "disturbed on purpose: "+plain(disturbances(r)))
+	}
 }
 
 // windows prints the danger windows that were fitted, a line each.
@@ -120,6 +125,15 @@ func seedAndLanes(r *judge.Run) string {
 }
 
 func when(r *judge.Run) string { return r.Started.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// disturbances counts a run's by kind: "2 x burn-cpu, 3 x pause-proxy".
+func disturbances(r *judge.Run) string {
+	var out []string
+	for _, what := range slices.Sorted(maps.Keys(r.Disturbances)) {
+		out = append(out, fmt.Sprintf("%d x %s", r.Disturbances[what], what))
+	}
+	return strings.Join(out, ", ")
+}
 
 // machine names what the run ran on, as far as known.
 func machine(r *judge.Run) string {

@@ -12,7 +12,6 @@ import (
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
-	"idlerace/harness/judge"
 	"idlerace/harness/metrics"
 	"idlerace/harness/plan"
 	"idlerace/harness/record"
@@ -45,9 +44,12 @@ func newHub(f *results.Folder, m *metrics.Set) (*hub, error) {
 	h.joiner = record.Joiner{
 		Observe: func(o record.Observation) {
 			if c := h.cells[o.Shot.Cell]; c != nil {
-				c.aim.Observe(o)
+				cause := c.tally.Cause(o)
+				if len(o.Disturbed) == 0 && cause != record.CauseRestart { // else it says nothing of an edge
+					c.aim.Observe(o)
+				}
 				c.tally.Observe(o)
-				h.metrics.Observe(c.item, o, judge.Cause(o))
+				h.metrics.Observe(c.item, o, cause)
 			}
 		},
 		Close: func(e record.Event) {

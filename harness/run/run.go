@@ -77,8 +77,12 @@ func environment(err error) error {
 // without a proxy.
 const directProbes = 4
 
-// directRounds is how often at most that is done.
-const directRounds = 3
+// directRounds is how often at most that is done; directTries counts those that
+// a disturbance spoiled as well.
+const (
+	directRounds = 3
+	directTries  = 4 * directRounds
+)
 
 // Run runs a scenario and returns the folder with everything but verdicts and
 // report, for which see results.Folder.Judge. The folder is returned, if it
@@ -364,9 +368,13 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, sides []*side) (r
 			r.hub.with(func() { c.done = true })
 		})
 	}
+	disturbing, stopDisturbing := context.WithCancel(calm)
+	defer stopDisturbing()
+	watchers.Go(func() { r.disturb(disturbing, sides) })
 	attacking := make(chan struct{})
 	watchers.Go(func() { r.report(attacking) })
 	attacks.Wait()
+	stopDisturbing()
 	close(attacking)
 
 	switch {
@@ -458,9 +466,16 @@ func (r *run) makeCells(sides []*side) error {
 // What looks like a server late by design is measured again: a run's first
 // seconds are its busiest.
 func (r *run) measure(ctx context.Context, sd *side, srv plan.Server) {
-	for range directRounds {
-		late := true
-		for _, d := range load.MeasureClose(ctx, srv.Name, sd.server(srv.Name), directProbes, generous(srv.IdleTimeout)) {
+	for round, tries := 0, 0; round < directRounds && tries < directTries; tries++ {
+		late, begun := true, time.Now()
+		measured := load.MeasureClose(ctx, srv.Name, sd.server(srv.Name), directProbes, generous(srv.IdleTimeout))
+		var disturbed []string
+		r.hub.with(func() { disturbed = r.hub.joiner.Disturbed(begun.UnixNano(), time.Now().UnixNano()) })
+		if len(disturbed) > 0 {
+			continue
+		}
+		round++
+		for _, d := range measured {
 			if ctx.Err() != nil && d.Err != "" {
 				continue
 			}

@@ -72,13 +72,15 @@ type fakeInstance struct {
 	s  stack.Service
 }
 
-func (i *fakeInstance) Service() stack.Service      { return i.s }
-func (i *fakeInstance) Address(ready string) string { return ready }
-func (i *fakeInstance) Peer(ready string) string    { return ready }
-func (i *fakeInstance) Stdout() string              { return "" }
-func (i *fakeInstance) Stderr() string              { return "" }
-func (i *fakeInstance) Done() <-chan struct{}       { return nil }
-func (i *fakeInstance) Err() error                  { return nil }
+func (i *fakeInstance) Service() stack.Service       { return i.s }
+func (i *fakeInstance) Address(ready string) string  { return ready }
+func (i *fakeInstance) Peer(ready string) string     { return ready }
+func (i *fakeInstance) Stdout() string               { return "" }
+func (i *fakeInstance) Stderr() string               { return "" }
+func (i *fakeInstance) Done() <-chan struct{}        { return nil }
+func (i *fakeInstance) Err() error                   { return nil }
+func (i *fakeInstance) Pause(context.Context) error  { return nil }
+func (i *fakeInstance) Resume(context.Context) error { return nil }
 func (i *fakeInstance) Stop(context.Context) error {
 	i.rt.stopped = append(i.rt.stopped, i.s.Name)
 	return nil

@@ -62,6 +62,7 @@ type draft struct {
 	axesAt  value
 	rttAt   value // axes.rtt; zero: absent
 	linkAt  value // zero: absent
+	chaosAt value // zero: absent
 	lanesAt value // zero: the default applies
 	whereAt value // zero: absent
 }
@@ -75,6 +76,7 @@ func (d *draft) read(root value) error {
 		field{name: "upstream", read: d.readUpstream},
 		field{name: "axes", need: "axes: {proxy_idle: [1s, 2s], upstream_idle: [1s, 2s]}", read: d.readAxes},
 		field{name: "link", read: d.readLink},
+		field{name: "chaos", read: d.readChaos},
 		field{name: "probe", read: d.readProbe},
 		field{name: "policy", read: d.readPolicy},
 	)
@@ -88,6 +90,9 @@ func (d *draft) read(root value) error {
 		return err
 	}
 	if err := d.checkSize(); err != nil {
+		return err
+	}
+	if err := d.checkChaos(); err != nil {
 		return err
 	}
 	return d.checkPolicy()

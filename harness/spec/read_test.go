@@ -121,6 +121,27 @@ func TestReadGood(t *testing.T) {
 			},
 			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilShots, Aim: AimWindow},
 		},
+		"chaos.yaml": {
+			Version:  1,
+			Name:     "chaos",
+			Proxies:  []Proxy{{Name: "nginx"}},
+			Upstream: Upstream{Kind: "go"},
+			Axes: Axes{
+				ProxyIdle:    []Idle{Idle(time.Second)},
+				UpstreamIdle: []time.Duration{time.Second},
+				Method:       []string{"POST"},
+				Retry:        []Retry{RetryDefault},
+				Close:        []Close{CloseFIN},
+				RTT:          []time.Duration{0},
+			},
+			Chaos: []Chaos{
+				{PauseProxy, 300 * time.Millisecond, 5 * time.Second},
+				{PauseOrigin, 10 * time.Second, 20 * time.Second},
+				{RestartOrigin, 0, 100 * time.Millisecond},
+				{BurnCPU, time.Millisecond, 100 * time.Millisecond},
+			},
+			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided, Aim: AimProof},
+		},
 		"upstream-close.yaml": {
 			Version:  1,
 			Name:     "0",

@@ -33,7 +33,8 @@ type Scenario struct {
 	Proxies  []Proxy
 	Upstream Upstream
 	Axes     Axes
-	Link     Link // between proxies and upstream
+	Link     Link    // between proxies and upstream
+	Chaos    []Chaos // disturbances of the run, one of a kind; usually none
 	Probe    Probe
 	Policy   *Policy // nil: nothing is forbidden
 

@@ -42,7 +42,12 @@ type Instance interface {
 	// how it ended, with its last log lines.
 	Done() <-chan struct{}
 	Err() error
-	// Stop ends it: politely first, by force when ctx is done. It returns when
+	// Pause makes it, and all that it started, stand still until Resume. It keeps
+	// its sockets; the system goes on accepting and buffering for it. Resuming
+	// what is not paused, or has ended, is harmless.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Stop ends it, paused or not: politely first, by force when ctx is done. It returns when
 	// it and all that it started are gone. Stopping twice is harmless.
 	Stop(ctx context.Context) error
 }

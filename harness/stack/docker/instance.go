@@ -50,6 +50,9 @@ type instance struct {
 	lost    bool  // the engine went away; set, as err is, before done is closed
 	err     error // Err
 
+	pausing sync.Mutex
+	paused  bool
+
 	term     sync.Once
 	removing sync.Mutex
 	removed  bool
@@ -193,8 +196,43 @@ func exitReason(code int, outOfMemory bool) string {
 	return fmt.Sprintf("exit status %d", code)
 }
 
+// Pause implements stack.Instance.
+func (p *instance) Pause(ctx context.Context) error {
+	p.pausing.Lock()
+	defer p.pausing.Unlock()
+	if _, err := p.engine.client.ContainerPause(ctx, p.id, client.ContainerPauseOptions{}); err != nil {
+		// A call cut short may have been heard.
+		p.paused = p.paused || ctx.Err() != nil
+		return p.unlessEnded(err)
+	}
+	p.paused = true
+	return nil
+}
+
+// Resume implements stack.Instance.
+func (p *instance) Resume(ctx context.Context) error {
+	p.pausing.Lock()
+	defer p.pausing.Unlock()
+	if !p.paused {
+		return nil
+	}
+	p.paused = false
+	_, err := p.engine.client.ContainerUnpause(ctx, p.id, client.ContainerUnpauseOptions{})
+	return p.unlessEnded(err)
+}
+
+func (p *instance) unlessEnded(err error) error {
+	if err == nil || p.lives.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("container %s: %s", p.name, oneLine(err))
+}
+
 // Stop implements stack.Instance, and removes the container.
 func (p *instance) Stop(ctx context.Context) error {
+	resuming, cancelResume := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	p.Resume(resuming) // a paused container hears no signal; what fails here fails below
+	cancelResume()
 	if ctx.Err() == nil {
 		p.term.Do(func() { p.kill(ctx, "SIGTERM") })
 	}

@@ -178,6 +178,25 @@ func (p *process) wait() {
 	close(p.done)
 }
 
+// Pause implements stack.Instance.
+func (p *process) Pause(context.Context) error { return p.signal(stopGroup) }
+
+// Resume implements stack.Instance.
+func (p *process) Resume(context.Context) error { return p.signal(continueGroup) }
+
+// signal calls f unless the process has ended.
+func (p *process) signal(f func(pid int) error) error {
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	if err := f(p.cmd.Process.Pid); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("%s: %w", p.service.Name, err)
+	}
+	return nil
+}
+
 func (p *process) Stop(ctx context.Context) error {
 	p.mu.Lock()
 	first := !p.stopping
@@ -190,6 +209,7 @@ func (p *process) Stop(ctx context.Context) error {
 		default:
 		}
 		terminate(p.cmd.Process.Pid)
+		continueGroup(p.cmd.Process.Pid) // a paused one would not hear it
 	}
 	select {
 	case <-p.done:
