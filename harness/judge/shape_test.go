@@ -16,7 +16,8 @@ import (
 type world struct {
 	cell  spec.Cell
 	rng   *rand.Rand
-	conns []uint64 // idle
+	mood  time.Duration // each burst's closes are noticed later by up to this
+	conns []uint64      // idle
 	last  uint64
 	n     int
 }
@@ -26,6 +27,10 @@ func (w *world) burst(t *Tally, b, n int, age time.Duration) {
 	half := w.cell.RTT / 2
 	idle := w.conns
 	w.conns = nil
+	blind := time.Duration(0)
+	if w.mood > 0 {
+		blind = time.Duration(w.rng.Int64N(int64(w.mood)))
+	}
 	for i := range n {
 		// The client's ages are the proxy's, but for what passes in between.
 		a := age + time.Duration(i)*50*time.Microsecond
@@ -36,7 +41,7 @@ func (w *world) burst(t *Tally, b, n int, age time.Duration) {
 		o := record.Observation{Shot: shot}
 		arrives := a + half + half // idle since half a round trip before the proxy knew, and half to get there
 		switch {
-		case len(idle) == 0 || a > closes: // none, or the proxy has seen its FIN
+		case len(idle) == 0 || a > closes+blind: // none, or the proxy has seen its FIN
 			w.last++
 			o.Requests = []record.Event{{Conn: w.last, Nth: 1, Executed: true}}
 			w.conns = append(w.conns, w.last)
@@ -85,6 +90,35 @@ func TestWindow(t *testing.T) {
 		if !slices.ContainsFunc(f.Curve, func(b Bin) bool { return b.Stale == b.Shots }) || f.Curve[0].Stale > 0 {
 			t.Errorf("rtt %s: curve %+v", rtt, f.Curve)
 		}
+	}
+}
+
+// TestBurstsShareTheirMoment: where every burst has an edge of its own, the
+// interval is one for their median, and much wider than its shots alone allow.
+func TestBurstsShareTheirMoment(t *testing.T) {
+	c := racing
+	c.RTT = 10 * msec
+	covered, seeds := 0, 12
+	for seed := range seeds {
+		s := tell(c)
+		s.t.s.RTT, s.t.s.Window = c.RTT, true
+		w := &world{cell: c, rng: rand.New(rand.NewPCG(3, uint64(seed))), mood: 4 * msec}
+		for b := range 60 {
+			w.burst(s.t, b, 20, time.Second-3*msec+time.Duration(w.rng.Int64N(int64(9*msec))))
+		}
+		f := s.t.Verdict().Fit
+		if f == nil || f.Upper == nil {
+			t.Fatalf("seed %d: %+v", seed, f)
+		}
+		if want := Duration(2 * msec); f.Upper.Low <= want && want <= f.Upper.High {
+			covered++
+		}
+		if f.Upper.High-f.Upper.Low < Duration(200*time.Microsecond) {
+			t.Errorf("seed %d: [%s, %s]", seed, f.Upper.Low, f.Upper.High)
+		}
+	}
+	if covered < seeds*3/4 {
+		t.Errorf("only %d of %d intervals have the median edge", covered, seeds)
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	recentHits = 100
 	mostOffset = 20 * time.Millisecond // between the upstream's notion of an age and the client's, besides the round trip
 	sweepHalf  = 2 * time.Millisecond  // around either edge of the window, in a sweep
+	sweepAfter = 6 * time.Millisecond  // behind its end, which a proxy busy with a burst moves
 )
 
 // Aim decides at which ages a cell is shot at. It learns the real close times
@@ -186,7 +187,7 @@ func (a *Aim) centre(target string) (centre, edge time.Duration) {
 	case a.sweep && d.which < 0.4:
 		from, to = edge-sweepHalf, edge+sweepHalf
 	case a.sweep && d.which < 0.7:
-		from, to = end-sweepHalf, end+sweepHalf
+		from, to = end-sweepHalf, end+sweepAfter
 	case !a.sweep && d.which < 0.75 && len(a.hits) > 0:
 		h := a.hits[int(d.pick*float64(len(a.hits)))]
 		if h >= edge-wideHalf && h <= end+wideHalf {

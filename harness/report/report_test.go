@@ -80,7 +80,7 @@ func checkWidth(t *testing.T, s string, width int) {
 	}
 }
 
-var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv"}
+var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv", "junit": "xml", "badge": "svg"}
 
 func TestGolden(t *testing.T) {
 	for _, f := range All() {
@@ -90,7 +90,7 @@ func TestGolden(t *testing.T) {
 			continue
 		}
 		for name, document := range documents {
-			if (ext == "json" || ext == "csv") && (name == "wide" || name == "partial") {
+			if (ext == "json" || ext == "csv" || ext == "xml") && (name == "wide" || name == "partial") {
 				continue // long, and says nothing that the other documents do not
 			}
 			t.Run(f.Name()+"/"+name, func(t *testing.T) {
@@ -367,8 +367,8 @@ func TestByName(t *testing.T) {
 		"md":       `did you mean "markdown"?`,
 		"term":     `did you mean "terminal"?`,
 		"JSON":     `did you mean "json"?`,
-		"":         `no report format is called "": there are csv, `,
-		"sandwich": `no report format is called "sandwich": there are csv, `,
+		"":         `no report format is called "": there are badge, csv, `,
+		"sandwich": `no report format is called "sandwich": there are badge, csv, `,
 	} {
 		f, err := ByName(name)
 		if err == nil || f != nil || !strings.Contains(err.Error(), want) {
@@ -385,7 +385,7 @@ func TestByName(t *testing.T) {
 		}
 		names[f.Name()] = true
 	}
-	for _, want := range []string{"terminal", "markdown", "json", "csv"} {
+	for _, want := range []string{"terminal", "markdown", "json", "csv", "junit", "badge"} {
 		if !names[want] {
 			t.Errorf("no format %s", want)
 		}
