@@ -70,6 +70,7 @@ type Tally struct {
 	otherTexts                                          string // one text of an unattributed failure
 	raced, replayed                                     *Example
 	orphans, unreached                                  int
+	captured                                            bool
 	setAside, disturbed                                 int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
 	calm                                                map[string]int // statuses of all others
 	shape                                               shape
@@ -352,8 +353,12 @@ func (t *Tally) Done() bool {
 	}
 	// No further shot can unsay a failure or add the missing witness, or the
 	// cause is another.
-	return t.staleBursts > 0 && t.stalled() || t.attributed == 0 && (!t.s.Item.Cell.Close.Witnessed() || t.failures-t.disturbed-t.attributed >= t.s.Shots/4)
+	return t.staleBursts > 0 && t.stalled() || t.attributed == 0 && (!t.captured && !t.s.Item.Cell.Close.Witnessed() || t.failures-t.disturbed-t.attributed >= t.s.Shots/4)
 }
+
+// Captured says that packets are captured, which are a witness under any close
+// style.
+func (t *Tally) Captured() { t.captured = true }
 
 // Proven reports whether the cell has its first attributed failure.
 func (t *Tally) Proven() bool { return t.attributed > 0 }

@@ -206,6 +206,15 @@ func TestPackets(t *testing.T) {
 	if v.State != spec.Races || v.OnWire != 1 || v.Late != 1 || v.Orders["crossing"] != 1 || !strings.Contains(v.Why, "the packets of every one") {
 		t.Errorf("%+v", v)
 	}
+	for _, captured := range []bool{false, true} {
+		s := tell(plain).answered(300, 2).upstreamCloses(40)
+		if captured {
+			s.t.Captured()
+		}
+		if s.t.Done() == captured {
+			t.Errorf("captured %v: done %v: more shots help where there is a witness", captured, !captured)
+		}
+	}
 	v = tell(plain).answered(300, 2).upstreamCloses(40).observe(seen).t.Verdict()
 	if v.State != spec.Masked || v.OnWire != 0 || v.Retried != 1 {
 		t.Errorf("%+v", v)

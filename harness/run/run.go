@@ -420,7 +420,10 @@ func (r *run) findPackets(ctx context.Context, sides []*side) error {
 		}
 		for _, c := range r.cells {
 			if c.journal == sd.journal {
-				r.hub.with(func() { c.packets = p })
+				r.hub.with(func() {
+					c.packets = p
+					c.tally.Captured()
+				})
 			}
 		}
 	}

@@ -50,7 +50,7 @@ func open(t testing.TB, ports ...uint16) *Capture {
 	t.Helper()
 	c, err := Open(ports, Options{})
 	if errors.Is(err, ErrNoRight) || errors.Is(err, ErrNoSystem) {
-		t.Skip(err)
+		t.Skip(err) // capturing takes a right that not every user has
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -202,7 +202,7 @@ func tshark(t *testing.T, file string, fields ...string) [][]string {
 	t.Helper()
 	path, err := exec.LookPath("tshark")
 	if err != nil {
-		t.Skip(err)
+		t.Skip(err) // likewise
 	}
 	args := []string{"-n", "-r", file, "-T", "fields", "-E", "separator=|"}
 	for _, f := range fields {
