@@ -393,10 +393,29 @@ func (r *run) probe(ctx context.Context, soft <-chan struct{}, sides []*side) (r
 			done = done && c.tally.Done()
 		}
 	})
-	if !done { // no burst was left that fits into the budget
-		return record.EndBudget, nil
+	if !done {
+		if lost := r.lostAll(); lost != "" {
+			return lost, nil
+		}
+		return record.EndBudget, nil // no burst was left that fits into it
 	}
 	return record.EndDone, nil
+}
+
+// lostAll says why no proxy is left; empty: one is. An engine that goes takes
+// all of them, and whether they or their origin are missed first is chance.
+func (r *run) lostAll() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	why := ""
+	for _, p := range r.manifest.Proxies {
+		fault := r.manifest.Faults[p.Name]
+		if fault == "" {
+			return ""
+		}
+		why = cmp.Or(why, "every proxy was lost: "+fault)
+	}
+	return why
 }
 
 // findPackets learns which origins capture packets, and says once that one does
