@@ -202,7 +202,7 @@ func tshark(t *testing.T, file string, fields ...string) [][]string {
 	t.Helper()
 	path, err := exec.LookPath("tshark")
 	if err != nil {
-		t.Skip(err) // likewise
+		t.Skip(err) // it is another program, not on every machine; CI installs it
 	}
 	args := []string{"-n", "-r", file, "-T", "fields", "-E", "separator=|"}
 	for _, f := range fields {
