@@ -12,17 +12,20 @@ import (
 // Widths of the aim. The window of a proxy on the same machine is under 1 ms
 // wide; the timers on both sides are up to 1 to 2 ms late.
 const (
-	narrowPad  = 700 * time.Microsecond // beyond the 5th and 95th percentile of the closes seen
-	hitPad     = 300 * time.Microsecond // around an age that met a stale connection
-	wideHalf   = 8 * time.Millisecond   // for an edge that is not where it is thought
-	laneStep   = 60 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
-	laneSpread = 600 * time.Microsecond // of a burst's lanes at least
-	behindStep = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
-	recent     = 512                    // closes kept of each side
-	recentHits = 100
-	mostOffset = 20 * time.Millisecond // between the upstream's notion of an age and the client's, besides the round trip
-	sweepHalf  = 2 * time.Millisecond  // around either edge of the window, in a sweep
-	sweepAfter = 6 * time.Millisecond  // behind its end, which a proxy busy with a burst moves
+	narrowPad   = 700 * time.Microsecond // beyond the 5th and 95th percentile of the closes seen
+	hitPad      = 300 * time.Microsecond // around an age that met a stale connection
+	wideHalf    = 8 * time.Millisecond   // for an edge that is not where it is thought
+	laneStep    = 60 * time.Microsecond  // between the lanes of a burst: about what sending one request takes
+	laneSpread  = 600 * time.Microsecond // of a burst's lanes at least
+	behindStep  = 300 * time.Microsecond // back to the edge after a burst behind it, doubled each time
+	earlyMost   = 2                      // bursts before an edge never seen that are chance
+	earlyStep   = 300 * time.Microsecond // towards it after each more, doubled each time ...
+	earlyStride = 4 * earlyStep          // ... up to this, less than a burst and its aim are wide
+	recent      = 512                    // closes kept of each side
+	recentHits  = 100
+	mostOffset  = 20 * time.Millisecond // between the upstream's notion of an age and the client's, besides the round trip
+	sweepHalf   = 2 * time.Millisecond  // around either edge of the window, in a sweep
+	sweepAfter  = 6 * time.Millisecond  // behind its end, which a proxy busy with a burst moves
 )
 
 // Aim decides at which ages a cell is shot at. It learns the real close times
@@ -39,9 +42,13 @@ type Aim struct {
 	proxy    []time.Duration // idle time at which the proxy closed
 	hits     []time.Duration // the latest client ages that met a stale connection
 	offset   time.Duration   // upstream's age minus client's age of the same shot
+	learnt   bool            // the offset is a measurement, not the law's
 
 	forward time.Duration   // moved forward since the offset was learnt
 	behind  time.Duration   // how far to move on after the next burst behind the edge
+	early   int             // bursts in a row that met living connections only
+	back    time.Duration   // moved back, towards a close that none of them saw
+	ahead   time.Duration   // how far to move back after the next such burst
 	next    *draw           // of the next burst, once somebody has asked
 	dead    int             // shots of the burst under way that met no living connection
 	stale   int             // of them those that met a closed one
@@ -52,7 +59,7 @@ type Aim struct {
 // upstream. A sweep covers both edges of the danger window and what is between
 // them; else the aim is at a proof, and returns to where it has hit.
 func NewAim(rng *rand.Rand, rtt time.Duration, sweep bool) *Aim {
-	return &Aim{rng: rng, rtt: rtt, sweep: sweep, behind: behindStep}
+	return &Aim{rng: rng, rtt: rtt, sweep: sweep, offset: rtt, behind: behindStep, ahead: earlyStep}
 }
 
 func keep(s *[]time.Duration, d time.Duration, most int) {
@@ -110,29 +117,64 @@ func (a *Aim) Observe(o record.Observation) {
 // EndBurst learns from the burst whose requests have been observed. When all
 // of it met living connections, their ages tell how far the client's are from
 // the upstream's. When none did although the upstream's timer does fire here,
-// the aim is behind the edge and moves forward, but not for ever. In between is
-// where the edge is.
+// the aim is behind the edge and moves forward, but not for ever. When burst
+// after burst meets only living ones and the upstream's timer was never seen to
+// fire here, what was measured elsewhere was too short, and the aim moves back,
+// not for ever either. In between is where the edge is.
 func (a *Aim) EndBurst(phase record.Phase, target string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	atEdge := phase == record.PhaseAimed && target == record.TargetUpstream
 	switch alive, all := len(a.alive), len(a.alive)+a.dead; {
 	case all == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
 	case alive*10 >= all*9:
-		// More than that is a burst that came apart, and no offset.
-		if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset+a.rtt {
-			a.offset, a.forward, a.behind = o, 0, behindStep
+		a.learn()
+		a.forward, a.behind = 0, behindStep
+		if atEdge && len(a.upstream) == 0 {
+			a.moveBack()
 		}
-	case alive*10 <= all && a.stale*10 < all && phase == record.PhaseAimed && target == record.TargetUpstream && len(a.upstream) > 0:
-		if a.forward += a.behind; a.forward > wideHalf {
-			a.forward = 0
-			a.behind = behindStep
+	case alive*10 <= all && a.stale*10 < all && atEdge:
+		a.stopBack()
+		if len(a.upstream) > 0 {
+			a.moveForward()
 		}
-		a.behind = min(2*a.behind, wideHalf)
 	default:
-		a.behind = behindStep
+		if !a.learnt && alive*2 >= all {
+			a.learn()
+		}
+		a.early, a.behind = 0, behindStep
 	}
 	a.dead, a.stale, a.alive = 0, 0, a.alive[:0]
 }
+
+// learn takes the offset of the living; more than mostOffset is a burst that
+// came apart, and none.
+func (a *Aim) learn() {
+	if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset+a.rtt {
+		a.offset, a.learnt = o, true
+	}
+}
+
+func (a *Aim) moveForward() {
+	if a.forward += a.behind; a.forward > wideHalf {
+		a.forward = 0
+		a.behind = behindStep
+	}
+	a.behind = min(2*a.behind, wideHalf)
+}
+
+func (a *Aim) moveBack() {
+	if a.early++; a.early <= earlyMost {
+		return
+	}
+	if a.back += a.ahead; a.back > wideHalf {
+		a.stopBack()
+		return
+	}
+	a.ahead = min(2*a.ahead, earlyStride)
+}
+
+func (a *Aim) stopBack() { a.early, a.back, a.ahead = 0, 0, earlyStep }
 
 // UpstreamKnown and ProxyKnown report whether that side's close was measured.
 func (a *Aim) UpstreamKnown() bool {
@@ -207,7 +249,7 @@ func (a *Aim) spread(target string) (lo, mid, hi time.Duration) {
 	if target == record.TargetProxy {
 		s = a.proxy
 	}
-	off := a.offset + a.forward
+	off := a.offset + a.forward - a.back
 	if len(s) == 0 {
 		return 0, 0, 0
 	}

@@ -234,3 +234,96 @@ func TestAimExpect(t *testing.T) {
 		t.Errorf("20 bursts had %d ages", len(seen))
 	}
 }
+
+// world is a cell as an aim sees it: an upstream and a proxy that close at ages
+// of their own, and what either tells of each shot.
+type world struct {
+	rtt             time.Duration
+	direct          time.Duration // what was measured without the proxy
+	upstream, proxy time.Duration // closes after that much idle time, as each sees it
+	noticed         time.Duration // after the upstream's FIN has arrived, the proxy knows
+	calibration     float64       // part of the reuse bursts that meets living connections
+}
+
+// shoot lets the aim shoot until a burst meets a stale connection, and counts
+// the bursts; most if none does.
+func (w world) shoot(rng *rand.Rand, sweep bool, most int) int {
+	const lanes = 30
+	a := NewAim(rng, w.rtt, sweep)
+	a.Direct(w.direct)
+	tell := func(phase record.Phase, age time.Duration, alive, stale bool) {
+		o := record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age, Outcome: record.OutcomeResponse, Status: 200}}
+		switch {
+		case stale:
+			o.Late = []record.Event{{}}
+		case alive:
+			o.Requests = []record.Event{{Nth: 2, Idle: age + w.rtt}}
+		default:
+			o.Requests = []record.Event{{Nth: 1}}
+		}
+		a.Observe(o)
+	}
+	for range 2 {
+		for i := range lanes {
+			tell(record.PhaseReuse, 20*time.Millisecond, float64(i) < w.calibration*lanes, false)
+		}
+		a.EndBurst(record.PhaseReuse, "")
+	}
+	for n := range most {
+		gaps, _ := a.Gaps(lanes, record.TargetUpstream)
+		hit := false
+		for _, age := range gaps {
+			switch {
+			case age+w.rtt < w.upstream && age < w.proxy:
+				tell(record.PhaseAimed, age, true, false)
+				continue
+			case age < w.proxy && age < w.upstream+w.noticed:
+				tell(record.PhaseAimed, age, false, true)
+				hit = true
+			default:
+				tell(record.PhaseAimed, age, false, false)
+			}
+			if w.upstream < w.proxy+w.rtt {
+				a.Close(idleClose(record.ByUpstream, w.upstream))
+			} else {
+				a.Close(idleClose(record.ByPeer, w.proxy+w.rtt))
+			}
+		}
+		a.EndBurst(record.PhaseAimed, record.TargetUpstream)
+		if hit {
+			return n + 1
+		}
+	}
+	return most
+}
+
+// TestAimFindsTheWindow: whatever is wrong with what was measured beforehand.
+func TestAimFindsTheWindow(t *testing.T) {
+	const ms = time.Millisecond
+	for name, w := range map[string]world{
+		"as measured":                        {direct: 2001 * ms, upstream: 2001 * ms, proxy: time.Hour, calibration: 1},
+		"direct measurement 3 ms short":      {direct: 1998 * ms, upstream: 2001 * ms, proxy: time.Hour, calibration: 1},
+		"6 ms short":                         {direct: 1995 * ms, upstream: 2001 * ms, proxy: time.Hour, calibration: 1},
+		"3 ms short, both sides equal":       {direct: 1998 * ms, upstream: 2001 * ms, proxy: 2002 * ms, calibration: 1},
+		"3 ms long":                          {direct: 2004 * ms, upstream: 2001 * ms, proxy: time.Hour, calibration: 1},
+		"a round trip":                       {rtt: 60 * ms, direct: 600 * ms, upstream: 601 * ms, proxy: 570 * ms, calibration: 1},
+		"a round trip, no burst calibrates":  {rtt: 60 * ms, direct: 600 * ms, upstream: 601 * ms, proxy: 570 * ms},
+		"a round trip, half a burst does":    {rtt: 60 * ms, direct: 600 * ms, upstream: 601 * ms, proxy: 570 * ms, calibration: 0.5},
+		"a round trip, 3 ms short":           {rtt: 60 * ms, direct: 598 * ms, upstream: 601 * ms, proxy: 560 * ms, calibration: 1},
+		"no burst calibrates, no round trip": {direct: 2001 * ms, upstream: 2001 * ms, proxy: time.Hour},
+	} {
+		w.noticed = 300 * time.Microsecond
+		for _, sweep := range []bool{false, true} {
+			worst, sum := 0, 0
+			const seeds, most = 200, 40
+			for seed := range uint64(seeds) {
+				n := w.shoot(rand.New(rand.NewPCG(seed, 1)), sweep, most)
+				worst, sum = max(worst, n), sum+n
+			}
+			t.Logf("%s (sweep %t): mean %.1f bursts, worst %d", name, sweep, float64(sum)/seeds, worst)
+			if worst == most {
+				t.Errorf("%s (sweep %t): a cell of %d bursts never met the window", name, sweep, most)
+			}
+		}
+	}
+}
