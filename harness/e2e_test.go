@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"gonum.org/v1/gonum/stat/distuv"
+
 	"idlerace/harness/judge"
 	"idlerace/harness/proxy"
 	"idlerace/harness/record"
@@ -176,8 +178,11 @@ func lateIsFailed(t *testing.T, folder *results.Folder) {
 		j.Add(l)
 	}
 	j.Flush()
-	if silent*10 > both {
-		t.Errorf("%d failures without a witness beside %d with one", silent, both)
+	// Seen: 9 of 1,287. Of the ten that a short run has, one is no surprise: so it
+	// is asked how likely as many would be if they were one in twenty.
+	few := distuv.Binomial{N: float64(both + silent), P: 0.05}
+	if likely := 1 - few.CDF(float64(silent-1)); silent > 0 && likely < 1e-3 {
+		t.Errorf("%d failures without a witness beside %d with one: more than one in twenty (p = %.1g)", silent, both, likely)
 	}
 	if both == 0 {
 		t.Error("no late request at all: the comparison compared nothing")
