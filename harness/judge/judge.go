@@ -325,6 +325,9 @@ func (t *Tally) Close(e record.Event) {
 	switch {
 	case e.IdleClosed():
 		t.upstreamClosed.add(e.Idle)
+		if t.s.Window {
+			t.shape.close(e)
+		}
 	case e.Kind == record.EventClose && e.By == record.ByPeer && e.Idle > 0:
 		t.proxyClosed.add(e.Idle)
 	}

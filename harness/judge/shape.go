@@ -2,10 +2,9 @@ package judge
 
 import (
 	"cmp"
-	"fmt"
+	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"gonum.org/v1/gonum/stat"
@@ -16,20 +15,23 @@ import (
 )
 
 // Fit is the danger window as all shots of a cell show it, in ages at the
-// proxy relative to the earliest measured upstream closes. An edge that the shots do not
-// bound is null, and Why names it.
+// proxy relative to the upstream's close of the very connection. An edge that the shots do not bound is null, and Why names it.
 type Fit struct {
-	Lower   *Estimate `json:"lower"`
-	Upper   *Estimate `json:"upper"`
-	Width   *Estimate `json:"width"`
-	Plateau float64   `json:"plateau"` // rate of stale reuse inside
-	Method  string    `json:"method"`  // window.Method; empty: no fit
-	Shots   int       `json:"shots"`
-	Stale   int       `json:"stale"`
-	Law     string    `json:"law"`   // the edges against the law, in one sentence
-	Holds   *bool     `json:"holds"` // whether they agree; null where they say too little
-	Why     string    `json:"why"`   // why there is no fit or no edge; may be empty
-	Curve   []Bin     `json:"curve"`
+	Lower *Estimate `json:"lower"`
+	Upper *Estimate `json:"upper"`
+	Width *Estimate `json:"width"`
+	// ClientLower is the lower edge by the client's own ages, which know nothing
+	// of the round trip. They lack the way from client to proxy as well: what a
+	// burst takes to get through it.
+	ClientLower *Estimate `json:"client_lower"`
+	Plateau     float64   `json:"plateau"` // rate of stale reuse inside
+	Method      string    `json:"method"`  // window.Method; empty: no fit
+	Shots       int       `json:"shots"`
+	Stale       int       `json:"stale"`
+	Law         string    `json:"law"`   // the edges against the law, in one sentence
+	Holds       *bool     `json:"holds"` // whether they agree; null where they say too little
+	Why         string    `json:"why"`   // why there is no fit or no edge; may be empty
+	Curve       []Bin     `json:"curve"`
 }
 
 // Estimate is a value with its 95 % interval.
@@ -58,61 +60,78 @@ const (
 
 // shape collects the shots of a cell by age. The zero value is ready.
 //
-// The upstream knows the age of a connection when a request arrives on it; the
-// proxy's notion of it is a round trip less. A request that came over a fresh
-// connection has none: for it the client's age counts, corrected by what the
-// others of its burst differ by. It says that the proxy would not use an idle
-// connection, and so counts only while the pool must have had one.
+// An age is the upstream's less the round trip, which is the proxy's, and stands
+// against the very close of the connection that the request met. A request that
+// came over a fresh connection met none: the proxy had noticed every close of
+// the connections that idled, and the latest of these says how late that was at
+// most. Connections are closed at moments of their own, so that an age against
+// their usual close would tell how the upstream's timers scatter.
 type shape struct {
 	counts  *window.Histogram
+	clients *window.Histogram   // the same by the client's ages, of what came over idle connections
 	folds   []*window.Histogram // each without the bursts of one in ten
 	ended   int                 // bursts counted
-	leftOut int                 // requests whose connection's close was out of the ordinary
 	offset  time.Duration       // upstream's age minus client's: the median of the latest burst that tells
 
 	// Of the burst under way.
 	burst  int
 	points []point
 	aimed  bool
-	idle   int             // connections that the burst before left idle
+	idle   map[uint64]bool // connections that the burst before left idle
 	served map[uint64]bool // connections that served one of its requests
+	closes map[uint64]shut // by connection, of those that are or were idle
 }
 
 type point struct {
+	at     int64         // Unix time in ns at which it reached the upstream; 0: it was not seen there
 	client time.Duration // age at the client
-	server time.Duration // of the upstream's connection; 0: a fresh one
+	server time.Duration // of the upstream's connection; 0: a fresh one, or not seen
+	conns  []uint64      // all that it met, that one first
 	stale  bool
-	closed time.Duration // idle time at which its connection was closed; 0: not known, or it was not
+	closed *shut // of that connection; nil: not known, or it was not
 }
 
-// lateTimer is how far from the others a single close may be: beyond it the
-// machine held the upstream's timer up, and ages tell nothing.
-const lateTimer = 5 * time.Millisecond
+// shut is the close of an idle connection by the upstream.
+type shut struct {
+	at   int64         // Unix time in ns
+	idle time.Duration // since when it had been idle
+}
+
+func (s *shape) close(e record.Event) {
+	if s.closes == nil {
+		s.closes = map[uint64]shut{}
+	}
+	s.closes[e.Conn] = shut{e.At, e.Idle}
+}
 
 // observe takes one request; closes are the upstream's so far.
 func (s *shape) observe(o record.Observation, c spec.Cell, stale bool, closes *sample) {
 	if s.counts == nil {
-		s.counts = window.NewHistogram(window.Resolution * max(1, c.RTT/(50*time.Millisecond)))
+		res := window.Resolution * max(1, c.RTT/(50*time.Millisecond))
+		s.counts, s.clients = window.NewHistogram(res), window.NewHistogram(res)
 		s.served, s.offset = map[uint64]bool{}, c.RTT
 		for range folds {
-			s.folds = append(s.folds, window.NewHistogram(window.Resolution*max(1, c.RTT/(50*time.Millisecond))))
+			s.folds = append(s.folds, window.NewHistogram(res))
 		}
 	}
 	if o.Shot.Burst != s.burst {
-		s.end(c, closes)
+		s.end(c.RTT, closes)
 		s.burst = o.Shot.Burst
 	}
 	s.aimed = o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetUpstream
 	p := point{client: o.Shot.Age, stale: stale}
 	switch {
 	case len(o.Late) > 0:
-		p.server = o.Late[0].Idle
-	case len(o.Requests) > 0 && o.Requests[0].Nth > 1:
-		p.server = o.Requests[0].Idle
+		p.at, p.server = o.Late[0].At, o.Late[0].Idle
+	case len(o.Requests) > 0:
+		p.at, p.server = o.Requests[0].At, o.Requests[0].Idle
+	}
+	for _, e := range slices.Concat(o.Late, o.Requests) {
+		p.conns = append(p.conns, e.Conn)
 	}
 	for _, e := range o.Before {
 		if e.IdleClosed() {
-			p.closed = e.Idle
+			p.closed = &shut{e.At, e.Idle}
 		}
 	}
 	s.points = append(s.points, p)
@@ -122,15 +141,17 @@ func (s *shape) observe(o record.Observation, c spec.Cell, stale bool, closes *s
 }
 
 // end counts the burst under way.
-func (s *shape) end(c spec.Cell, closes *sample) {
-	idle := s.idle
-	s.idle = len(s.served)
-	clear(s.served)
-	points := s.points
-	s.points = s.points[:0]
+func (s *shape) end(rtt time.Duration, closes *sample) {
+	idle, points := s.idle, s.points
+	defer func() {
+		s.idle, s.served, s.points = s.served, map[uint64]bool{}, s.points[:0]
+		maps.DeleteFunc(s.closes, func(conn uint64, _ shut) bool { return !s.idle[conn] })
+	}()
 	if !s.aimed {
 		return
 	}
+	// What the client does not know of a connection's age, for requests that the
+	// upstream never saw.
 	var offsets []time.Duration
 	for _, p := range points {
 		if p.server > p.client/2 {
@@ -138,28 +159,39 @@ func (s *shape) end(c spec.Cell, closes *sample) {
 		}
 	}
 	if 2*len(offsets) > len(points) { // a few may be the ones that are unlike the others
-		slices.Sort(offsets)
-		s.offset = offsets[len(offsets)/2]
+		s.offset = median(offsets)
 	}
-	slices.SortFunc(points, func(a, b point) int { return cmp.Compare(a.client, b.client) })
+	slices.SortStableFunc(points, func(a, b point) int { return cmp.Compare(a.at, b.at) })
 	typical := closes.quantile(0.5)
 	for _, p := range points {
-		at := p.server
-		if p.closed > 0 && (p.closed-typical).Abs() > lateTimer {
-			s.leftOut++
-			continue
+		var rel time.Duration
+		closed := typical
+		if p.closed != nil {
+			closed = p.closed.idle
 		}
 		switch {
-		case at == 0 && !p.stale && idle <= 0:
-			continue // the pool was empty
-		case at == 0:
-			at = p.client + s.offset
-		case at < p.client/2:
+		case p.stale && p.server > 0:
+			rel = p.server - closed
+		case p.stale:
+			rel = p.client + s.offset - closed
+		case len(p.conns) > 0 && idle[p.conns[0]]: // not closed yet, so its close was still to come
+			rel = min(p.server-typical, -1)
+		case p.server > 0:
 			continue // given back within the burst: it was not idle
 		default:
-			idle--
+			last := s.latest(idle)
+			if last == 0 || p.at == 0 {
+				continue // the pool was empty, or all closes were the proxy's
+			}
+			rel = time.Duration(p.at - last)
 		}
-		pt := window.Point{Rel: at - c.RTT - c.UpstreamIdle, Stale: p.stale}
+		if p.client > 0 && p.server > 0 {
+			s.clients.Add(window.Point{Rel: p.client - closed, Stale: p.stale})
+		}
+		for _, conn := range p.conns {
+			delete(idle, conn)
+		}
+		pt := window.Point{Rel: rel - rtt, Stale: p.stale}
 		s.counts.Add(pt)
 		for i, f := range s.folds {
 			if i != s.ended%folds {
@@ -168,6 +200,20 @@ func (s *shape) end(c spec.Cell, closes *sample) {
 		}
 	}
 	s.ended++
+}
+
+// latest is when the last of these connections was closed; 0: none was.
+func (s *shape) latest(conns map[uint64]bool) (at int64) {
+	for conn := range conns {
+		at = max(at, s.closes[conn].at)
+	}
+	return at
+}
+
+// median of what is not empty; it sorts.
+func median[T cmp.Ordered](s []T) T {
+	slices.Sort(s)
+	return s[len(s)/2]
 }
 
 // folds is the number of parts that the bursts are dealt to, and student the
@@ -208,36 +254,26 @@ func (s *shape) jackknife(f *window.Fit) {
 	}
 }
 
-// fit gives the window relative to the earliest (5 %) of the upstream's closes;
-// nil without a shot.
+// fit gives the window relative to the upstream's closes; nil without a shot.
 func (s *shape) fit(c spec.Cell, jitter time.Duration, closes *sample) *Fit {
 	if s.counts == nil {
 		return nil
 	}
-	s.end(c, closes)
-	// From the earliest closes on the danger is there; the others of a timer that
-	// nobody wakes are late by chance, differently in each run.
-	closed := closes.quantile(0.05)
-	spread := closes.quantile(0.5) - closed
+	s.end(c.RTT, closes)
 	f := s.counts.Fit()
 	s.jackknife(&f)
-	if s.leftOut > 0 {
-		f.Why = strings.TrimPrefix(fmt.Sprintf("%s; %s left out, the upstream's own timer was late", f.Why, plural(s.leftOut, "request")), "; ")
-	}
-	shift := closed - c.UpstreamIdle
-	estimate := func(e *window.Estimate, by time.Duration) *Estimate {
+	estimate := func(e *window.Estimate) *Estimate {
 		if e == nil {
 			return nil
 		}
-		e.At, e.Low, e.High = e.At-by, e.Low-by, e.High-by
 		return &Estimate{Duration(e.At), Duration(e.Low), Duration(e.High)}
 	}
-	out := &Fit{Lower: estimate(f.Lower, shift), Upper: estimate(f.Upper, shift), Width: estimate(f.Width, 0),
-		Plateau: f.Plateau, Method: string(f.Method), Shots: f.Shots, Stale: f.Stale, Why: f.Why, Curve: []Bin{}}
-	law := window.Law{RTT: c.RTT, Uncertainty: edgeError + jitter + spread}.Compare(f)
+	out := &Fit{Lower: estimate(f.Lower), Upper: estimate(f.Upper), Width: estimate(f.Width),
+		ClientLower: estimate(s.clients.Fit().Lower), Plateau: f.Plateau, Method: string(f.Method), Shots: f.Shots, Stale: f.Stale, Why: f.Why, Curve: []Bin{}}
+	law := window.Law{RTT: c.RTT, Uncertainty: edgeError + jitter}.Compare(f)
 	out.Law, out.Holds = law.Text, law.Holds
 	for _, b := range s.counts.Curve(binShots) {
-		out.Curve = append(out.Curve, Bin{Duration(b.From - shift), Duration(b.To - shift), b.Shots, b.Stale, Interval{b.Rate.Low, b.Rate.High}})
+		out.Curve = append(out.Curve, Bin{Duration(b.From), Duration(b.To), b.Shots, b.Stale, Interval{b.Rate.Low, b.Rate.High}})
 	}
 	return out
 }

@@ -105,7 +105,7 @@ type Verdict struct {
 	ProxyClosed    *Quantiles     `json:"proxy_closed"`           // idle time at which the proxy closed; null when it never did
 	Direct         *Quantiles     `json:"upstream_closed_direct"` // idle time to EOF measured at a socket straight to the upstream; null when not measured
 	Window         *Window        `json:"window"`                 // ages of late requests relative to the measured upstream close; null without
-	Fit            *Fit           `json:"window_fit"`             // the danger window's edges, from all shots, relative to the upstream's earliest closes; null unless the scenario asks for it (probe.aim: window)
+	Fit            *Fit           `json:"window_fit"`             // the danger window's edges, from all shots, relative to the upstream's closes; null unless the scenario asks for it (probe.aim: window)
 	Why            string         `json:"why"`
 	Warnings       []string       `json:"warnings"`
 	Reproduce      string         `json:"reproduce"`

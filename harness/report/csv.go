@@ -111,6 +111,7 @@ var columns = []struct {
 	{"window_fit.lower", fitted(func(f *judge.Fit) *judge.Estimate { return f.Lower })},
 	{"window_fit.upper", fitted(func(f *judge.Fit) *judge.Estimate { return f.Upper })},
 	{"window_fit.width", fitted(func(f *judge.Fit) *judge.Estimate { return f.Width })},
+	{"window_fit.client_lower", fitted(func(f *judge.Fit) *judge.Estimate { return f.ClientLower })},
 	{"set_aside", number(func(v *judge.Verdict) int { return v.SetAside })},
 	{"disturbed", number(func(v *judge.Verdict) int { return v.Disturbed })},
 }

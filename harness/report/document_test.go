@@ -182,7 +182,7 @@ func shaped() *judge.Document {
 		v := probed(proxy, "1", spec.Idle(2*time.Second), time.Second, "POST")
 		v.Fit = &judge.Fit{Shots: 1500, Stale: 653, Law: "no window fitted: all 1500 shots were stale", Why: "no edge among them"}
 		if proxy == "nginx" {
-			v.Fit = &judge.Fit{Lower: estimate(-20.6, -20.7, -20.5), Upper: estimate(1.3, 1.2, 1.4), Width: estimate(21.9, 21.8, 22), Plateau: 1,
+			v.Fit = &judge.Fit{Lower: estimate(-20.6, -20.7, -20.5), Upper: estimate(1.3, 1.2, 1.4), Width: estimate(21.9, 21.8, 22), ClientLower: estimate(-22.3, -22.4, -22.2), Plateau: 1,
 				Method: "likelihood", Shots: 1500, Stale: 653, Law: "from -20.6 ms (law -20 ms) to +1.3 ms after the measured close", Holds: &yes,
 				Curve: []judge.Bin{{From: ms(-21), To: ms(-20.6), Shots: 25, Rate: judge.Interval{High: 0.13}}}}
 		}

@@ -27,6 +27,9 @@ func fitText(v judge.Verdict) string {
 	if f.Width != nil {
 		parts = append(parts, fmt.Sprintf("%s wide (95 %%: %s to %s)", fine(f.Width.At), fine(f.Width.Low), fine(f.Width.High)))
 	}
+	if f.ClientLower != nil {
+		parts = append(parts, "first edge by the client's clock "+fine(f.ClientLower.At))
+	}
 	switch {
 	case f.Holds == nil:
 	case *f.Holds:
