@@ -63,6 +63,11 @@ func child(role string) int {
 		if err != nil {
 			return err
 		}
+		if role == "leave" { // in mid-pause
+			if err := inst.Pause(ctx); err != nil {
+				return err
+			}
+		}
 		fmt.Println("started")
 		if role == "leave" {
 			os.RemoveAll(dir)
@@ -323,7 +328,7 @@ func TestCannotConnect(t *testing.T) {
 	}
 }
 
-// Nothing but what dead processes have left is removed.
+// Nothing but what dead processes have left is removed, paused or not.
 func TestClean(t *testing.T) {
 	e := engine(t)
 	// The program's own tests call `idlerace clean`, at the same time perhaps.
