@@ -428,7 +428,7 @@ func TestE2EMetrics(t *testing.T) {
 		t.Fatalf("%v\n%s", err, text.String())
 	}
 	b, err := os.ReadFile(filepath.Join(out, results.Latest, results.MetricsFile))
-	if err != nil || !strings.Contains(string(b), `idlerace_cells{state="races"}`) {
+	if err != nil || !strings.Contains(string(b), `idlerace_cells{role="cell",state="races"} 1`) {
 		t.Errorf("final metrics: %v\n%s", err, b)
 	}
 }

@@ -90,7 +90,8 @@ func runReact(cmd *cobra.Command, file string, f reactFlags) error {
 	if err != nil {
 		return err
 	}
-	hard, soft, stop := interrupts(cmd.Context(), stderr)
+	say := func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
+	hard, soft, stop := interrupts(cmd.Context(), say)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(hard)
 	defer cancel(nil)
@@ -101,8 +102,7 @@ func runReact(cmd *cobra.Command, file string, f reactFlags) error {
 		case <-ctx.Done():
 		}
 	}()
-	d, err := react.Run(ctx, s, react.Options{Runtime: f.runtime, Self: me, Version: version, Proxy: f.proxy, Require: run.Required(),
-		Say: func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }})
+	d, err := react.Run(ctx, s, react.Options{Runtime: f.runtime, Self: me, Version: version, Proxy: f.proxy, Require: run.Required(), Say: say})
 	switch {
 	case errors.Is(err, react.ErrKind):
 		return fmt.Errorf("%s: %w", file, err)

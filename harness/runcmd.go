@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,6 +28,7 @@ import (
 
 type runFlags struct {
 	runtime, out, cell, proxy, metrics string
+	metricsWait                        time.Duration
 	seed                               uint64
 	lanes                              int
 	quiet, noCapture                   bool
@@ -53,6 +54,14 @@ into an error.
 The first interrupt finishes the bursts under way, writes what there is and
 ends; the second ends at once. Nothing is left running either way.
 
+stdout is the matrix, stderr the story: on a terminal of 80 x 24 or more a matrix
+that fills while the run goes on, else a line for each decided cell. --quiet
+leaves the result and errors.
+
+--metrics ADDR serves Prometheus. A scrape hardly ever falls between the last
+request and the end, so that --metrics-wait D keeps the address up to D longer,
+until the final numbers were fetched; they are in the run's metrics.prom as well.
+
 Exit codes: 0 all cells decided and the scenario's policy kept; 1 the policy is
 violated; 2 bad scenario or usage; 3 a cell stayed inconclusive, a control
 failed or the run was interrupted; 4 environment.`,
@@ -70,8 +79,9 @@ failed or the run was interrupted; 4 environment.`,
 	fl.StringVar(&f.cell, "cell", "", "run this cell only (`ID` as in a report), with its proxy's controls")
 	fl.StringVar(&f.proxy, "proxy", "", "run this proxy's cells only (`NAME`)")
 	fl.StringVar(&f.metrics, "metrics", "", "serve Prometheus metrics on `ADDR` (host:port) while the run lasts")
+	fl.DurationVar(&f.metricsWait, "metrics-wait", 0, "and then until they were scraped once more, at most for `D`")
 	fl.BoolVar(&f.noCapture, "no-capture", false, "leave packets out of the evidence")
-	fl.BoolVarP(&f.quiet, "quiet", "q", false, "no progress on stderr")
+	fl.BoolVarP(&f.quiet, "quiet", "q", false, "nothing but the result and errors")
 	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(run.Runtimes(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("proxy", cobra.FixedCompletions(proxy.Names(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -95,22 +105,29 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 			return fmt.Errorf("--lanes: %w", err)
 		}
 	}
+	if f.metricsWait < 0 {
+		return fmt.Errorf("--metrics-wait: %s is below 0", f.metricsWait)
+	}
+	if f.metricsWait > 0 && f.metrics == "" {
+		return errors.New("--metrics-wait needs --metrics ADDR: nothing is served")
+	}
 	me, err := self()
 	if err != nil {
 		return err
 	}
+	prog := newProgress(stderr, f.quiet)
+	defer prog.finish()
 	m := metrics.New()
+	var endpoint *metrics.Endpoint
 	if f.metrics != "" {
-		addr, stop, err := m.Serve(f.metrics)
-		if err != nil {
+		if endpoint, err = m.Serve(f.metrics); err != nil {
 			return &exitError{exitEnvironment, fmt.Errorf("--metrics: %w", err)}
 		}
-		defer stop()
-		fmt.Fprintf(stderr, "metrics: http://%s/metrics\n", addr)
+		defer endpoint.Stop()
+		prog.say("metrics: http://%s/metrics", endpoint.Addr)
 	}
-	hard, soft, stop := interrupts(cmd.Context(), stderr)
+	hard, soft, stop := interrupts(cmd.Context(), prog.say)
 	defer stop()
-	prog := newProgress(stderr, f.quiet)
 	folder, runErr := run.Run(hard, soft, s, run.Options{
 		Runtime: f.runtime, Out: f.out, Self: me, Version: version, Seed: f.seed, Command: f.command(file), Only: only,
 		Require: run.Required(), NoCapture: f.noCapture, Metrics: m, Progress: prog.show, Say: prog.say,
@@ -134,7 +151,10 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err := matrix.Write(stdout, d, terminalOptions(stdout)); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "\n%s holds the record, report.md and verdicts.json.\n", relative(folder.Path))
+	prog.say("\n%s holds the record, report.md and verdicts.json.", relative(folder.Path))
+	if f.metricsWait > 0 {
+		lastScrape(hard, soft, endpoint, f.metricsWait, prog.say)
+	}
 	if runErr != nil {
 		return runErr
 	}
@@ -194,6 +214,7 @@ func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	if err := folder.WriteFile(results.ReportFile, []byte(md.String())); err != nil {
 		return nil, err
 	}
+	m.Judged(d, time.Now())
 	text, err := m.Text()
 	if err != nil {
 		return nil, err
@@ -229,9 +250,32 @@ func verdictExit(d *judge.Document) error {
 	return nil
 }
 
+// lastScrape waits until somebody has fetched the final metrics. Any interrupt,
+// also an earlier one, ends it.
+func lastScrape(ctx context.Context, interrupted <-chan struct{}, e *metrics.Endpoint, most time.Duration, say func(string, ...any)) {
+	select {
+	case <-interrupted:
+		return
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	go func() {
+		select {
+		case <-interrupted:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	say("metrics: waiting for a last scrape, at most %s", spec.FormatDuration(most))
+	if !e.Scraped(ctx) {
+		say("metrics: nobody came for the final ones; they are in %s", results.MetricsFile)
+	}
+}
+
 // interrupts gives the two stages of an interrupted run: soft is closed by the
 // first signal, hard is done with the second.
-func interrupts(ctx context.Context, stderr io.Writer) (hard context.Context, soft <-chan struct{}, stop func()) {
+func interrupts(ctx context.Context, say func(string, ...any)) (hard context.Context, soft <-chan struct{}, stop func()) {
 	hard, cancel := context.WithCancel(ctx)
 	first := make(chan struct{})
 	signals := make(chan os.Signal, 2)
@@ -242,8 +286,8 @@ func interrupts(ctx context.Context, stderr io.Writer) (hard context.Context, so
 		case <-hard.Done():
 			return
 		}
-		fmt.Fprintln(stderr, "\ninterrupted: finishing the bursts under way; interrupt again to end at once")
-		close(first)
+		close(first) // a terminal that does not take our words must not keep a run from ending
+		say("interrupted: finishing the bursts under way; interrupt again to end at once")
 		select {
 		case <-signals:
 			cancel()

@@ -45,6 +45,7 @@ var rules = map[string]rule{
 	"report":       {never: []string{"stack", "load", "proxy", "run"}},
 	"results":      {never: []string{"stack", "load", "proxy", "run"}},
 	"metrics":      {never: []string{"stack", "load", "proxy", "run"}},
+	"screen":       {only: []string{}},
 	"run":          {never: []string{"report", "gate"}},
 	"react":        {never: []string{"report", "gate"}},
 }

@@ -363,15 +363,27 @@ func (t *Tally) Done() bool {
 // style.
 func (t *Tally) Captured() { t.captured = true }
 
-// Proven reports whether the cell has its first attributed failure.
-func (t *Tally) Proven() bool { return t.attributed > 0 }
+// Counts are the numbers of a tally, named as in a Verdict.
+type Counts struct{ Shots, Aimed, Failures, Attributed, Late int }
+
+// Interim is how far one cell or control has come in a run that goes on.
+type Interim struct {
+	Counts
+	Item    *plan.Item
+	State   spec.State    // by its own observations so far, before controls
+	Asked   int           // aimed shots it may need
+	Proven  time.Duration // since probing began, until its first attributed failure; 0: none yet
+	Decided time.Duration // likewise, until it had been probed enough; 0: not yet
+}
+
+// Counts are the numbers so far.
+func (t *Tally) Counts() Counts {
+	return Counts{t.shots, t.aimed, t.failures, t.attributed, t.late}
+}
 
 // Missing is the number of aimed shots still to be sent; 0 also for a cell that
 // has them all and is not decided.
 func (t *Tally) Missing() int { return max(t.s.Shots-t.aimed, 0) }
-
-// Failures is the number of client-visible failures so far.
-func (t *Tally) Failures() int { return t.failures }
 
 // State is the state by this cell's own observations, before controls.
 func (t *Tally) State() spec.State { return t.state() }

@@ -44,6 +44,7 @@ type cell struct {
 	lateSeen map[uint64]bool // late requests of the burst under way
 	answered int             // shots that reached the proxy
 	suspects []suspect       // connections to ask packets of
+	proven   time.Time       // of its first attributed failure; zero: none yet
 	done     bool
 
 	bursts int

@@ -48,8 +48,13 @@ func newHub(f *results.Folder, m *metrics.Set) (*hub, error) {
 				if len(o.Disturbed) == 0 && cause != record.CauseRestart { // else it says nothing of an edge
 					c.aim.Observe(o)
 				}
+				before := c.tally.Counts()
 				c.tally.Observe(o)
-				h.metrics.Observe(c.item, o, cause)
+				after := c.tally.Counts()
+				if after.Attributed > 0 && c.proven.IsZero() {
+					c.proven = time.Now()
+				}
+				h.metrics.Observe(c.item, o, cause, after.Aimed > before.Aimed)
 			}
 		},
 		Close: func(e record.Event) {
@@ -212,6 +217,7 @@ func (h *hub) with(f func()) {
 func (h *hub) end(reason string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.joiner.Flush() // counts what no settled burst has covered
 	h.out.Write(record.Line{T: record.KindEnd, End: &record.End{At: time.Now().UnixNano(), Reason: reason}})
 	h.ended = true
 	err := h.out.Flush()

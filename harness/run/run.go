@@ -54,7 +54,10 @@ type Progress struct {
 	Proven         int // cells and controls with an attributed failure
 	Elapsed        time.Duration
 	Left           time.Duration // estimated: the slowest cell's bursts still to come; at most the budget's rest
-	Newly          []string      // ids decided since the last call, with their state
+	Budget         time.Duration
+	Newly          []string // ids decided since the last call, with their state
+	// Cells are all of the plan, in its order. The next call changes them.
+	Cells []judge.Interim
 }
 
 // ErrEnvironment marks errors that are the machine's fault and not the
@@ -189,6 +192,7 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 	if err != nil {
 		return nil, environment(err)
 	}
+	o.Metrics.Begin(m, s.Probe.Budget)
 	return &run{Options: o, scenario: s, plan: p, folder: folder, manifest: m, finder: finder, found: found, kind: kind}, nil
 }
 
@@ -548,13 +552,31 @@ func (r *run) fault(name string, err error) {
 	}
 }
 
+// survey is every item of the plan as it is before probing.
+func (r *run) survey() []judge.Interim {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]judge.Interim, len(r.plan.Items))
+	for i := range out {
+		it := &r.plan.Items[i]
+		out[i] = judge.Interim{Item: it, State: spec.Inconclusive, Asked: r.scenario.Probe.Shots}
+		switch {
+		case it.Unsupported != "":
+			out[i].State = spec.Unsupported
+		case r.manifest.Faults[it.Cell.Proxy] != "":
+			out[i].State = spec.Broken // did not start
+		}
+	}
+	return out
+}
+
 // reportEvery is how often Progress is called.
 const reportEvery = 250 * time.Millisecond
 
 // report calls Progress until attacking is closed, and once more then.
 func (r *run) report(attacking <-chan struct{}) {
 	begun := time.Now()
-	told := map[string]bool{}
+	cells := r.survey()
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()
 	for last := false; !last; {
@@ -563,31 +585,35 @@ func (r *run) report(attacking <-chan struct{}) {
 			last = true
 		case <-tick.C:
 		}
-		p := Progress{Total: len(r.cells), Elapsed: time.Since(begun)}
-		rest := max(r.scenario.Probe.Budget-p.Elapsed, 0)
-		states := map[string]int{}
+		p := Progress{Total: len(r.cells), Elapsed: time.Since(begun), Budget: r.scenario.Probe.Budget, Cells: cells}
+		rest := max(p.Budget-p.Elapsed, 0)
+		kinds := map[metrics.Kind]int{}
 		r.hub.flush()
 		r.hub.with(func() {
-			for _, c := range r.cells {
-				state := string(c.tally.State())
-				states[state]++
-				p.Failures += c.tally.Failures()
-				if c.tally.Proven() {
-					p.Proven++
-				}
-				if !c.done {
-					p.Left = max(p.Left, c.left(rest))
-				} else {
-					p.Decided++
-					if !told[c.item.ID] {
-						told[c.item.ID] = true
-						p.Newly = append(p.Newly, c.item.ID+": "+state)
+			for i := range cells {
+				o := &cells[i]
+				if c := r.hub.cells[o.Item.ID]; c != nil {
+					o.Counts, o.State = c.tally.Counts(), c.tally.State()
+					p.Failures += o.Failures
+					if !c.proven.IsZero() {
+						p.Proven++
+						o.Proven = max(c.proven.Sub(begun), 1)
+					}
+					if !c.done {
+						p.Left = max(p.Left, c.left(rest))
+					} else {
+						p.Decided++
+						if o.Decided == 0 {
+							o.Decided = p.Elapsed
+							p.Newly = append(p.Newly, o.Item.ID+": "+string(o.State))
+						}
 					}
 				}
+				kinds[metrics.Kind{Role: o.Item.Role, State: o.State}]++
 			}
 		})
 		p.Left = min(p.Left, rest)
-		r.Metrics.States(states)
+		r.Metrics.Cells(kinds, p.Decided, p.Total)
 		if r.Progress != nil {
 			r.Progress(p)
 		}
