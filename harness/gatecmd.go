@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"idlerace/harness/gate"
@@ -42,6 +44,9 @@ failed.`,
 				return err
 			}
 			var changes []gate.Change
+			if old != nil && d.Run.Shard != "" {
+				return fmt.Errorf("%s: is shard %s of its scenario, and a baseline is for all of it; `idlerace merge` puts the shards together", args[0], d.Run.Shard)
+			}
 			if old != nil {
 				changes = gate.Compare(old, d)
 			}

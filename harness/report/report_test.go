@@ -330,6 +330,26 @@ func TestSentence(t *testing.T) {
 	}
 }
 
+func TestShards(t *testing.T) {
+	part, whole := typical(), typical()
+	part.Run.Shard, whole.Run.Shards = "2/3", 3
+	for _, tt := range []struct {
+		format string
+		d      *judge.Document
+		want   string
+	}{
+		{"terminal", part, "Only shard 2/3 of the scenario's cells."},
+		{"markdown", part, "Only shard 2/3 of the scenario's cells."},
+		{"terminal", whole, "20 lanes, merged from 3 shards, start-up"},
+		{"markdown", whole, "| merged from | 3 shards |"},
+	} {
+		f, _ := ByName(tt.format)
+		if got := render(t, f, tt.d, Options{Width: 100}); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: no %q in\n%s", tt.format, tt.want, got)
+		}
+	}
+}
+
 func TestTimeoutsAreSorted(t *testing.T) {
 	got := timeouts([]string{"off", "2s", "500ms", "1m", "odd", "2s", "1s"})
 	if diff := cmp.Diff([]string{"500ms", "1s", "2s", "1m", "off", "odd"}, got); diff != "" {
