@@ -11,6 +11,7 @@ require (
 	github.com/goccy/go-yaml v1.19.2
 	github.com/google/go-cmp v0.7.0
 	github.com/gopacket/gopacket v1.4.0
+	github.com/jacoelho/xsd v0.0.27
 	github.com/mailru/easyjson v0.9.1
 	github.com/moby/moby/api v1.55.0
 	github.com/moby/moby/client v0.5.0
