@@ -13,10 +13,11 @@ import (
 func mergeCommand() *cobra.Command {
 	var out string
 	cmd := &cobra.Command{
-		Use:   "merge RUN...",
+		Use:   "merge RUN|DIR...",
 		Short: "Put the shards of one run together",
 		Long: `Put the runs of all shards (idlerace run --shard I/N) of one scenario together,
-in whatever order, and print the matrix. What is made is a run's folder in
+in whatever order, and print the matrix. A DIR stands for all shards below it.
+What is made is a run's folder in
 OUT/<scenario>/, and OUT/latest, for report, gate and explain like any other:
 each shard's record stands in it and is judged by itself. Every shard ran the
 controls of its proxies; they speak for its own cells, and all of them stay.
@@ -27,10 +28,10 @@ refused, and so is a shard that is missing or named twice.
 Exit codes: 0 merged (idlerace gate says whether all is as wished); 2 usage, or
 shards that do not belong together; 4 environment.`,
 		Example: `  idlerace merge results/my-pair/*-shard*
-  idlerace merge job-1/latest job-2/latest job-3/latest && idlerace gate results/latest`,
+  idlerace merge downloads && idlerace gate results/latest`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return errors.New("idlerace merge needs a RUN for each shard: a folder that `idlerace run --shard I/N` made")
+				return errors.New("idlerace merge needs a RUN for each shard (a folder that `idlerace run --shard I/N` made), or a DIR with all of them")
 			}
 			return nil
 		},
@@ -43,12 +44,14 @@ shards that do not belong together; 4 environment.`,
 func merge(cmd *cobra.Command, args []string, out string) error {
 	var shards []*results.Folder
 	for _, arg := range args {
-		f, err := results.Open(arg)
+		found, err := results.OpenShards(arg)
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		shards = append(shards, f)
+		for _, f := range found {
+			defer f.Close()
+		}
+		shards = append(shards, found...)
 	}
 	parts, err := results.ReadShards(shards)
 	if err != nil {

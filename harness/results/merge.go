@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -66,6 +67,50 @@ func (parts Shards) Merge(base string) (*Folder, error) {
 		}
 		return f.WriteJSON(ManifestFile, m)
 	})
+}
+
+// OpenShards opens a run's folder, or those of all shards somewhere below a
+// folder; other runs there are passed by.
+func OpenShards(dir string) ([]*Folder, error) {
+	if st, err := os.Stat(filepath.Join(dir, ManifestFile)); err == nil && st.Mode().IsRegular() {
+		f, err := Open(dir)
+		return []*Folder{f}, err
+	}
+	var out []*Folder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && path != dir:
+			return fs.SkipDir // a folder that was never finished
+		case d.IsDir() || d.Name() != ManifestFile:
+			return nil
+		}
+		f, err := Open(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		m, err := f.Manifest()
+		if err == nil && m.Shard.N > 0 {
+			out = append(out, f)
+		} else {
+			f.Close()
+		}
+		if err != nil {
+			return err
+		}
+		return fs.SkipDir // what is in a run's folder is its own
+	})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		_, err = Open(dir)
+		return nil, err
+	case err != nil:
+		return nil, err
+	case len(out) == 0:
+		return nil, fmt.Errorf("%s: is no run's folder, and has no shard's below it; `idlerace run FILE --shard I/N` makes them", dir)
+	}
+	return out, nil
 }
 
 // ReadShards reads the runs of shards, in whatever order they come. It refuses

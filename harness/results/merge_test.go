@@ -359,3 +359,62 @@ func TestMergeLeavesNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestOpenShards(t *testing.T) {
+	base := t.TempDir()
+	for i := range 3 {
+		shardRun(t, filepath.Join(base, fmt.Sprint("job-", i)), i+1, nil)
+	}
+	find := func(dir string) (out []string) {
+		t.Helper()
+		folders, err := OpenShards(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range folders {
+			defer f.Close()
+			out = append(out, f.Path)
+		}
+		return out
+	}
+	all := find(base)
+	if len(all) != 3 {
+		t.Fatalf("%q", all)
+	}
+	if got := find(all[1]); len(got) != 1 || got[0] != all[1] {
+		t.Errorf("a run's folder itself: %q", got)
+	}
+	if got := find(filepath.Join(base, "job-0", Latest)); len(got) != 1 {
+		t.Errorf("a link to one: %q", got)
+	}
+	// Merged runs, whole ones and unfinished ones beside them are no shards.
+	folders, err := OpenShards(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := ReadShards(folders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parts.Merge(base); err != nil {
+		t.Fatal(err)
+	}
+	shardRun(t, base, 1, func(m *record.Manifest, _ *string) { m.Shard = plan.Shard{} })
+	if err := os.Rename(shardRun(t, base, 1, nil).Path, filepath.Join(base, "quick", ".new-1")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(all, find(base)); diff != "" {
+		t.Error(diff)
+	}
+
+	for dir, want := range map[string]string{
+		t.TempDir():                          ": is no run's folder, and has no shard's below it",
+		filepath.Join(base, "nowhere"):       ": there is no such run",
+		filepath.Join(all[0], "cells"):       ": is no run's folder",
+		filepath.Join(all[0], CellsDir, "x"): ": there is no such run",
+	} {
+		if _, err := OpenShards(dir); err == nil || !strings.HasPrefix(err.Error(), dir+want) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
