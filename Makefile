@@ -17,6 +17,7 @@ VERSION := $(or $(shell git describe --always --dirty --tags 2>/dev/null),devel)
 
 # Linters have a module of their own, so the program's go.mod never names them.
 STATICCHECK := $(GO) tool -modfile=.ci/tools/go.mod staticcheck
+ACTIONLINT  := $(GO) tool -modfile=.ci/tools/go.mod actionlint
 
 .DEFAULT_GOAL := help
 
@@ -91,11 +92,11 @@ golden: ## rewrite the golden files of every package whose tests take -update
 	$(GO) test -count=1 $(TESTFLAGS) $$packages -update
 
 .PHONY: lint
-lint: lint-format lint-vet lint-static lint-modules ## run every linter; `make -k lint` goes on after a finding
+lint: lint-format lint-vet lint-static lint-modules lint-ci ## run every linter; `make -k lint` goes on after a finding
 
 .PHONY: lint-format
 lint-format:
-	@files=$$("$$($(GO) env GOROOT)/bin/gofmt" -s -l harness) || exit 1; \
+	@files=$$("$$($(GO) env GOROOT)/bin/gofmt" -s -l harness .ci/tools) || exit 1; \
 	test -z "$$files" || { echo "not formatted (gofmt -s -w FILE does it):"; echo "$$files"; exit 1; }
 
 # The second system compiles what Linux leaves out.
@@ -112,6 +113,12 @@ lint-static:
 lint-modules:
 	$(GO) mod tidy -diff
 	$(GO) -C .ci/tools mod tidy -diff
+
+# Workflows and the action they use, and the Kubernetes manifests by Kubernetes' types.
+.PHONY: lint-ci
+lint-ci:
+	$(ACTIONLINT)
+	$(GO) -C .ci/tools test ./...
 
 .PHONY: modernise
 modernise: ## show what go fix would rewrite: advice, no part of lint

@@ -13,6 +13,7 @@ require (
 	github.com/google/go-cmp v0.7.0
 	github.com/gopacket/gopacket v1.4.0
 	github.com/hinshun/vt10x v0.0.0-20220301184237-5011da428d02
+	github.com/jacoelho/xsd v0.0.27
 	github.com/mailru/easyjson v0.9.1
 	github.com/moby/moby/api v1.55.0
 	github.com/moby/moby/client v0.5.0

@@ -96,7 +96,7 @@ func noCell(id string, ids []string) error {
 // find looks for the request to explain, and the journal's events of its cell
 // up to its end.
 func find(folder *results.Folder, v judge.Verdict, shot int64) (record.Observation, []record.Event, error) {
-	obs, err := folder.Observations()
+	obs, id, err := folder.CellObservations(v.ID)
 	if err != nil {
 		return record.Observation{}, nil, err
 	}
@@ -118,7 +118,7 @@ func find(folder *results.Folder, v judge.Verdict, shot int64) (record.Observati
 	var last record.Observation
 	var events []record.Event
 	j := record.Joiner{Grace: true, Observe: func(o record.Observation) {
-		if o.Shot.Cell != v.ID {
+		if o.Shot.Cell != id {
 			return
 		}
 		last = o
@@ -131,7 +131,7 @@ func find(folder *results.Folder, v judge.Verdict, shot int64) (record.Observati
 		if err != nil && !errors.As(err, &bad) {
 			return record.Observation{}, nil, err
 		}
-		if l.Event != nil && l.Event.Cell == v.ID {
+		if l.Event != nil && l.Event.Cell == id {
 			events = append(events, *l.Event)
 		}
 		j.Add(l)

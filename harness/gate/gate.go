@@ -219,45 +219,90 @@ func ruleText(p *spec.Policy) string {
 	return s
 }
 
-// Write prints every changed cell, violation and failed control with its
-// reason, one finding per line and its reason below, and what they come to.
-func Write(w io.Writer, changes []Change, violations []judge.Violation, d *judge.Document) error {
-	var b strings.Builder
-	n := map[string]int{}
-	finding := func(kind, what, why string) {
-		n[kind]++
-		fmt.Fprintf(&b, "%-10s  %s\n", kind, plain(what))
-		if why = plain(why); why != "" {
-			fmt.Fprintf(&b, "%-10s  %s\n", "", why)
-		}
+// Finding is one thing that a gate has to say, in text that is fit for a line of
+// a terminal.
+type Finding struct {
+	Kind  string // a Kind, or one of the constants below
+	Cell  string // id, of a control also
+	What  string // "CELL: safe -> races"
+	Why   string // may be empty
+	Level Level
+	Key   string // of the scenario's file, that it comes from: "axes", "policy", "proxies"
+}
+
+// Kinds of finding that are no Kind of change.
+const (
+	Forbidden = "forbidden"
+	Open      = "not proven" // a violation that is none yet, see Unproven
+	Control   = "control"    // it failed
+)
+
+// Level says what a finding does to a build.
+type Level int
+
+const (
+	News    Level = iota // nothing
+	Missing              // exit NotProven
+	Failure              // exit Violated
+)
+
+// Findings are all that Write prints and Exit decides by, in that order.
+func Findings(changes []Change, violations []judge.Violation, d *judge.Document) []Finding {
+	var out []Finding
+	finding := func(kind, cell, what, why string, level Level, key string) {
+		out = append(out, Finding{kind, plain(cell), plain(what), plain(why), level, key})
 	}
 	for _, c := range changes {
-		finding(string(c.Kind), fmt.Sprintf("%s: %s -> %s", c.Cell, cmp.Or(string(c.Was), "(none)"), cmp.Or(string(c.Is), "(none)")), c.Text)
+		level := News
+		switch c.Kind {
+		case Worse, Vanished:
+			level = Failure
+		case LostProof:
+			level = Missing
+		}
+		finding(string(c.Kind), c.Cell, fmt.Sprintf("%s: %s -> %s", c.Cell, cmp.Or(string(c.Was), "(none)"), cmp.Or(string(c.Is), "(none)")), c.Text, level, "axes")
 	}
 	why := map[string]string{}
 	for _, v := range d.Cells {
 		why[v.ID] = v.Why
 	}
 	for _, v := range violations {
-		kind, rule := "forbidden", v.Rule
+		kind, rule, level := Forbidden, v.Rule, Failure
 		if r, ok := strings.CutPrefix(v.Rule, Unproven); ok {
-			kind, rule = "not proven", r
+			kind, rule, level = Open, r, Missing
 		}
-		finding(kind, fmt.Sprintf("%s: %s (%s)", v.Cell, v.State, rule), why[v.Cell])
+		finding(kind, v.Cell, fmt.Sprintf("%s: %s (%s)", v.Cell, v.State, rule), why[v.Cell], level, "policy")
 	}
 	for _, v := range d.Controls {
 		if failed(v) {
-			finding("control", fmt.Sprintf("%s: %s failed: %s", v.Proxy, v.Role, v.State), v.Why)
+			finding(Control, v.ID, fmt.Sprintf("%s: %s failed: %s", v.Proxy, v.Role, v.State), v.Why, Missing, "proxies")
 		}
 	}
-	b.WriteString(summary(n, changes, violations, d) + "\n")
+	return out
+}
+
+// Write prints every changed cell, violation and failed control with its
+// reason, one finding per line and its reason below, and what they come to.
+func Write(w io.Writer, changes []Change, violations []judge.Violation, d *judge.Document) error {
+	var b strings.Builder
+	for _, f := range Findings(changes, violations, d) {
+		fmt.Fprintf(&b, "%-10s  %s\n", f.Kind, f.What)
+		if f.Why != "" {
+			fmt.Fprintf(&b, "%-10s  %s\n", "", f.Why)
+		}
+	}
+	b.WriteString(summary(changes, violations, d) + "\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
 // summary is the last line: the result and what it rests on.
-func summary(n map[string]int, changes []Change, violations []judge.Violation, d *judge.Document) string {
+func summary(changes []Change, violations []judge.Violation, d *judge.Document) string {
 	result := map[int]string{Passed: "passed", Violated: "FAILED", NotProven: "NOT PROVEN"}[Exit(changes, violations, d)]
+	n := map[string]int{}
+	for _, f := range Findings(changes, violations, d) {
+		n[f.Kind]++
+	}
 	var parts []string
 	for _, k := range kinds() {
 		if n[string(k)] > 0 {
@@ -265,9 +310,9 @@ func summary(n map[string]int, changes []Change, violations []judge.Violation, d
 		}
 	}
 	for _, k := range []struct{ kind, one, many string }{
-		{"forbidden", "forbidden cell", "forbidden cells"},
-		{"not proven", "cell under the policy not proven", "cells under the policy not proven"},
-		{"control", "failed control", "failed controls"},
+		{Forbidden, "forbidden cell", "forbidden cells"},
+		{Open, "cell under the policy not proven", "cells under the policy not proven"},
+		{Control, "failed control", "failed controls"},
 	} {
 		switch c := n[k.kind]; c {
 		case 0:

@@ -809,7 +809,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
 	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Lanes: m.Lanes, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
-		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Disturbances: map[string]int{}, Warnings: append([]string{}, m.Warnings...)}
+		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Disturbances: map[string]int{}, Shard: m.Shard.String(), Shards: m.Shards, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {
 	case record.EndDone, record.EndBudget:
 	case "":

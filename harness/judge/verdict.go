@@ -46,7 +46,9 @@ type Run struct {
 	NoPackets string `json:"no_packets"`
 	// Disturbances of the run by kind, as its scenario wished (chaos).
 	Disturbances map[string]int `json:"disturbances"`
-	Partial      string         `json:"partial"` // why the run is not complete; empty when it is
+	Partial      string         `json:"partial"`          // why the run is not complete; empty when it is
+	Shard        string         `json:"shard,omitempty"`  // "2/3" of the scenario's cells; empty: all
+	Shards       int            `json:"shards,omitempty"` // merged from so many
 	Warnings     []string       `json:"warnings"`
 }
 

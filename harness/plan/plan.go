@@ -36,6 +36,7 @@ type Item struct {
 	Cell        spec.Cell `json:"cell"`
 	Server      string    `json:"server"`                // the origin's server behind it
 	Unsupported string    `json:"unsupported,omitempty"` // why it cannot run; empty when it can
+	Shard       int       `json:"shard,omitempty"`       // that ran it, from 1, in a merged run
 }
 
 // Server is one server of the origin: cells with the same upstream setting
@@ -133,7 +134,11 @@ func (p Plan) Only(keep func(Item) bool) Plan {
 // Rand is the random stream of an item: it depends on the seed and the item's
 // id alone, so that adding a cell changes no other cell's schedule.
 func (it Item) Rand(seed uint64) *rand.Rand {
+	return rand.New(rand.NewPCG(seed, hash(it.ID)))
+}
+
+func hash(id string) uint64 {
 	h := fnv.New64a()
-	h.Write([]byte(it.ID))
-	return rand.New(rand.NewPCG(seed, h.Sum64()))
+	h.Write([]byte(id))
+	return h.Sum64()
 }

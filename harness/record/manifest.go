@@ -11,9 +11,10 @@ import (
 type Manifest struct {
 	Schema   string    `json:"schema"` // ManifestSchema
 	Scenario string    `json:"scenario"`
+	SHA256   string    `json:"scenario_sha256,omitempty"` // of its file, in hexadecimal digits
 	Seed     uint64    `json:"seed"`
 	Started  time.Time `json:"started"` // UTC
-	Command  []string  `json:"command"` // flags that repeat the run, without "--cell" and "--seed"
+	Command  []string  `json:"command"` // flags that repeat the run, without "--cell", "--seed" and "--shard"
 
 	Idlerace string `json:"idlerace"` // version of this program
 	Go       string `json:"go"`
@@ -30,6 +31,9 @@ type Manifest struct {
 	Proxies     []ProxyRun    `json:"proxies"`
 	Unavailable []Unavailable `json:"unavailable"`
 	Items       []plan.Item   `json:"items"`
+
+	Shard  plan.Shard `json:"shard,omitzero"`   // what of the scenario this run is; zero: all
+	Shards int        `json:"shards,omitempty"` // merged from so many; each has its own manifest in shards/<i>
 
 	StartUp time.Duration `json:"start_up_ns"` // until every service was ready
 	Probing time.Duration `json:"probing_ns"`  // 0 while it lasts

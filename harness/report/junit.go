@@ -70,10 +70,12 @@ func (junit) Write(w io.Writer, d *judge.Document, _ Options) error {
 		rules[v.Cell] = append(rules[v.Cell], plain(v.Rule))
 	}
 	all := junitSuites{Name: plain("idlerace " + d.Run.Scenario)}
+	known := map[string]bool{}
 	index := map[[3]string]*junitSuite{}
 	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
 		for i := range list {
 			v := &list[i]
+			known[v.ID] = true
 			k := [3]string{v.Proxy, v.Version, v.Runtime}
 			s := index[k]
 			if s == nil {
@@ -95,6 +97,16 @@ func (junit) Write(w io.Writer, d *judge.Document, _ Options) error {
 		s.add(junitCase{Class: plain(u.Proxy), Name: "did not run here",
 			Skipped: &junitResult{Message: plain(u.Reason), Text: visible(u.Get)}})
 		all.Suites = append(all.Suites, s)
+	}
+	policy := &junitSuite{Name: "policy", Properties: []junitProperty{{"scenario", plain(d.Run.Scenario)}}}
+	for _, v := range d.Violations {
+		if !known[v.Cell] { // a policy on more than a cell, or a document that was cut
+			policy.add(junitCase{Class: "policy", Name: cmp.Or(plain(v.Cell), plain(v.Rule), "policy"),
+				Failure: &junitResult{Type: plain(string(v.State)), Message: plain(v.Rule)}})
+		}
+	}
+	if policy.Tests > 0 {
+		all.Suites = append(all.Suites, policy)
 	}
 	for _, s := range all.Suites {
 		all.Tests += s.Tests

@@ -4,8 +4,12 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/jacoelho/xsd"
 
 	"idlerace/harness/judge"
 	"idlerace/harness/spec"
@@ -19,7 +23,13 @@ func TestJUnitCounts(t *testing.T) {
 		if err := xml.Unmarshal([]byte(render(t, f, d, Options{})), &got); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if want := len(d.Cells) + len(d.Controls) + len(d.Unavailable); got.Tests != want {
+		want := len(d.Cells) + len(d.Controls) + len(d.Unavailable)
+		for _, v := range d.Violations {
+			if !slices.ContainsFunc(append(d.Cells, d.Controls...), func(c judge.Verdict) bool { return c.ID == v.Cell }) {
+				want++
+			}
+		}
+		if got.Tests != want {
 			t.Errorf("%s: %d tests, want %d", name, got.Tests, want)
 		}
 		var tests, failures, errs int
@@ -42,6 +52,63 @@ func TestJUnitCounts(t *testing.T) {
 		}
 		if tests != got.Tests || failures != got.Failures || errs != got.Errors {
 			t.Errorf("%s: has %d, %d, %d; says %d, %d, %d", name, tests, failures, errs, got.Tests, got.Failures, got.Errors)
+		}
+	}
+}
+
+// testdata/junit-10.xsd is what Jenkins' xunit plugin reads reports by, under the
+// MIT licence in its head; it is the copy that pytest 8.3.4 ships.
+func TestJUnitSchema(t *testing.T) {
+	schema, err := xsd.LoadFile("testdata/junit-10.xsd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _ := ByName("junit")
+	check := func(name string, d *judge.Document) string {
+		s := render(t, f, d, Options{})
+		if err := schema.Validate(strings.NewReader(s)); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, s)
+		}
+		return s
+	}
+	var typical string
+	for name, document := range documents {
+		if s := check(name, document()); name == "typical" {
+			typical = s
+		}
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 20 {
+		check("random", random(r, 12))
+	}
+	// The check itself must be able to fail.
+	for _, change := range [][2]string{
+		{"<testcase classname", "<testcase class"}, {"<testcase ", "<test-case "}, {` tests="20"`, ""}, {"<system-out>", "<system-out><b></b>"},
+	} {
+		bad := strings.Replace(typical, change[0], change[1], 1)
+		if bad == typical || schema.Validate(strings.NewReader(bad)) == nil {
+			t.Errorf("%s instead of %s is valid", change[1], change[0])
+		}
+	}
+}
+
+// What the policy says of no cell of the document is lost in no case of one.
+func TestJUnitViolationWithoutCell(t *testing.T) {
+	f, _ := ByName("junit")
+	d := typical()
+	before := len(d.Cells) + len(d.Controls) + len(d.Unavailable)
+	d.Violations = []judge.Violation{{Rule: "forbid races"}, {Cell: "gone", State: spec.Races, Rule: "forbid races"}, {}}
+	var got junitSuites
+	if err := xml.Unmarshal([]byte(render(t, f, d, Options{})), &got); err != nil {
+		t.Fatal(err)
+	}
+	last := got.Suites[len(got.Suites)-1]
+	if got.Tests != before+3 || got.Failures != 3 || last.Name != "policy" || last.Failures != 3 {
+		t.Fatalf("%d tests, %d failures, last suite %+v", got.Tests, got.Failures, last)
+	}
+	for i, want := range []string{"forbid races", "gone", "policy"} {
+		if c := last.Cases[i]; c.Name != want || c.Failure == nil {
+			t.Errorf("case %d: %+v, want %s", i, c, want)
 		}
 	}
 }

@@ -290,6 +290,9 @@ func mdEnvironment(b *bytes.Buffer, d *judge.Document) {
 	if r.Lanes > 0 {
 		row("lanes per cell", strconv.Itoa(r.Lanes))
 	}
+	if r.Shards > 0 {
+		row("merged from", plural(r.Shards, "shard", "shards"))
+	}
 	row("start-up", rough(r.StartUp))
 	row("probing", rough(r.Probing))
 	row("machine", machine(r))

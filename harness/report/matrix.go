@@ -285,6 +285,9 @@ func sentences(d *judge.Document) []string {
 	if unproven > 0 {
 		out = append(out, plural(unproven, "cell", "cells")+" under the policy not proven.")
 	}
+	if d.Run.Shard != "" {
+		out = append(out, "Only shard "+d.Run.Shard+" of the scenario's cells.")
+	}
 	if len(d.Unavailable) > 0 {
 		var names []string
 		for _, u := range d.Unavailable {

@@ -90,7 +90,7 @@ func TestGolden(t *testing.T) {
 			continue
 		}
 		for name, document := range documents {
-			if (ext == "json" || ext == "csv" || ext == "xml") && (name == "wide" || name == "partial") {
+			if (ext == "json" || ext == "csv") && (name == "wide" || name == "partial") {
 				continue // long, and says nothing that the other documents do not
 			}
 			t.Run(f.Name()+"/"+name, func(t *testing.T) {
@@ -326,6 +326,26 @@ func TestSentence(t *testing.T) {
 	} {
 		if got := sentences(tt.d); len(got) != 1 || got[0] != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+func TestShards(t *testing.T) {
+	part, whole := typical(), typical()
+	part.Run.Shard, whole.Run.Shards = "2/3", 3
+	for _, tt := range []struct {
+		format string
+		d      *judge.Document
+		want   string
+	}{
+		{"terminal", part, "Only shard 2/3 of the scenario's cells."},
+		{"markdown", part, "Only shard 2/3 of the scenario's cells."},
+		{"terminal", whole, "20 lanes, merged from 3 shards, start-up"},
+		{"markdown", whole, "| merged from | 3 shards |"},
+	} {
+		f, _ := ByName(tt.format)
+		if got := render(t, f, tt.d, Options{Width: 100}); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: no %q in\n%s", tt.format, tt.want, got)
 		}
 	}
 }

@@ -121,6 +121,9 @@ func seedAndLanes(r *judge.Run) string {
 	if r.Lanes > 0 {
 		s += plural(r.Lanes, "lane", "lanes") + ", "
 	}
+	if r.Shards > 0 {
+		s += "merged from " + plural(r.Shards, "shard", "shards") + ", "
+	}
 	return s
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/plan"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
@@ -29,6 +30,7 @@ const (
 	CellsDir         = "cells"
 	EvidenceFile     = "evidence.pcapng" // in a cell's folder
 	StackDir         = "stack"
+	ShardsDir        = "shards" // of a merged run: <i>/ is what shard i left, but for its cells' folders
 
 	// Latest is the link, beside the scenarios' folders, to the newest run.
 	Latest = "latest"
@@ -40,11 +42,33 @@ type Folder struct {
 	root *os.Root
 }
 
-// Create makes base/<scenario>/<UTC time>-<seed> with the given files (name to
-// content) and points base/latest to it. A second run of the same second gets a
-// suffix. The folder appears with its files or not at all, whenever this
-// process may be killed.
-func Create(base, scenario string, started time.Time, seed uint64, files map[string][]byte) (*Folder, error) {
+// Name is what the folder of a run is called: <UTC time>-<seed>, and of a shard
+// <UTC time>-<seed>-shard2of3.
+func Name(started time.Time, seed uint64, shard plan.Shard) string {
+	name := started.UTC().Format("20060102T150405Z") + "-" + strconv.FormatUint(seed, 10)
+	if shard.N > 0 {
+		name += fmt.Sprintf("-shard%dof%d", shard.I, shard.N)
+	}
+	return name
+}
+
+// Create makes base/<scenario>/<name> with the given files (name to content) and
+// points base/latest to it. A second run of the same name gets a suffix. The
+// folder appears with its files or not at all, whenever this process may be
+// killed.
+func Create(base, scenario, name string, files map[string][]byte) (*Folder, error) {
+	return build(base, scenario, name, func(f *Folder) error {
+		for name, content := range files {
+			if err := f.WriteFile(name, content); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// build makes such a folder of what fill puts into it.
+func build(base, scenario, name string, fill func(*Folder) error) (*Folder, error) {
 	parent := filepath.Join(base, scenario)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("results: %w", err)
@@ -53,11 +77,10 @@ func Create(base, scenario string, started time.Time, seed uint64, files map[str
 	if err != nil {
 		return nil, fmt.Errorf("results: %w", err)
 	}
-	f, err := create(tmp, files)
+	f, err := create(tmp, fill)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("results: %w", err), os.RemoveAll(tmp))
 	}
-	name := started.UTC().Format("20060102T150405Z") + "-" + strconv.FormatUint(seed, 10)
 	unique := name
 	for i := 2; ; i++ {
 		f.Path = filepath.Join(parent, unique)
@@ -75,7 +98,7 @@ func Create(base, scenario string, started time.Time, seed uint64, files map[str
 	return f, link(base, filepath.Join(scenario, unique))
 }
 
-func create(dir string, files map[string][]byte) (*Folder, error) {
+func create(dir string, fill func(*Folder) error) (*Folder, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -83,11 +106,9 @@ func create(dir string, files map[string][]byte) (*Folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, content := range files {
-		if err := f.WriteFile(name, content); err != nil {
-			f.Close()
-			return nil, err
-		}
+	if err := fill(f); err != nil {
+		f.Close()
+		return nil, err
 	}
 	return f, nil
 }
@@ -197,11 +218,13 @@ func (f *Folder) Scenario() (*spec.Scenario, error) {
 	return spec.Read(filepath.Join(f.Path, ScenarioFile), b, nil)
 }
 
-// Observations opens the run's record.
-func (f *Folder) Observations() (io.ReadCloser, error) {
-	file, err := f.root.Open(ObservationsFile)
+// Observations opens the run's record; a merged run has one per shard.
+func (f *Folder) Observations() (io.ReadCloser, error) { return f.observations(ObservationsFile) }
+
+func (f *Folder) observations(name string) (io.ReadCloser, error) {
+	file, err := f.root.Open(name)
 	if err != nil {
-		return nil, f.fault(ObservationsFile, err)
+		return nil, f.fault(name, err)
 	}
 	return file, nil
 }
@@ -223,6 +246,10 @@ func (f *Folder) Judge() (*judge.Document, *spec.Scenario, error) {
 	s, err := f.Scenario()
 	if err != nil {
 		return nil, nil, err
+	}
+	if m.Shards > 0 {
+		d, err := f.judgeShards(m, s)
+		return d, s, err
 	}
 	obs, err := f.Observations()
 	if err != nil {

@@ -24,7 +24,7 @@ var moment = time.Date(2031, 2, 3, 4, 5, 6, 789, time.FixedZone("elsewhere", 360
 
 func begin(t *testing.T, base, scenario string, seed uint64) *Folder {
 	t.Helper()
-	f, err := Create(base, scenario, moment, seed, nil)
+	f, err := Create(base, scenario, Name(moment, seed, plan.Shard{}), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestCreateErrors(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(base, "file"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Create(filepath.Join(base, "file"), "quick", moment, 1, nil)
+	f, err := Create(filepath.Join(base, "file"), "quick", Name(moment, 1, plan.Shard{}), nil)
 	if f != nil || err == nil || !strings.HasPrefix(err.Error(), "results: ") {
 		t.Errorf("below a file: %v, %v", f, err)
 	}
@@ -166,7 +166,7 @@ func TestCreateErrors(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(base, Latest, "mine"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, err = Create(base, "quick", moment, 1, nil)
+	f, err = Create(base, "quick", Name(moment, 1, plan.Shard{}), nil)
 	if f == nil || err == nil || !strings.HasPrefix(err.Error(), "results: ") {
 		t.Fatalf("latest is a folder: %v, %v", f, err)
 	}
@@ -179,7 +179,7 @@ func TestCreateErrors(t *testing.T) {
 
 func TestCreateWithFiles(t *testing.T) {
 	base := t.TempDir()
-	f, err := Create(base, "quick", moment, 1, map[string][]byte{ManifestFile: []byte("{}"), "cells/a/proxy.conf": []byte("a")})
+	f, err := Create(base, "quick", Name(moment, 1, plan.Shard{}), map[string][]byte{ManifestFile: []byte("{}"), "cells/a/proxy.conf": []byte("a")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestCreateWithFiles(t *testing.T) {
 // A folder that cannot be made whole is not made at all.
 func TestCreateAllOrNothing(t *testing.T) {
 	base := t.TempDir()
-	f, err := Create(base, "quick", moment, 1, map[string][]byte{"../x": nil})
+	f, err := Create(base, "quick", Name(moment, 1, plan.Shard{}), map[string][]byte{"../x": nil})
 	if f != nil || err == nil || !strings.HasPrefix(err.Error(), "results: ") {
 		t.Errorf("%v, %v", f, err)
 	}

@@ -3,7 +3,6 @@ package run
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"idlerace/harness/judge"
 	"idlerace/harness/load"
@@ -16,7 +15,7 @@ import (
 // What no settled burst has covered counts all the same, as it does for the
 // judge.
 func TestUnsettledShotsCount(t *testing.T) {
-	folder, err := results.Create(t.TempDir(), "unsettled", time.Now(), 1, nil)
+	folder, err := results.Create(t.TempDir(), "unsettled", "run", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ type Options struct {
 	Seed    uint64
 	Command []string             // what repeats the run, see record.Manifest
 	Only    func(plan.Item) bool // cells to run; nil: all
+	Shard   plan.Shard           // what of the scenario to run; zero: all. Not together with Only
 	Require []string             // proxies that must be there
 	// NoCapture leaves the packets out of the evidence.
 	NoCapture bool
@@ -125,6 +126,10 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 	if o.Say == nil {
 		o.Say = func(string, ...any) {}
 	}
+	if o.Shard.N > 0 {
+		mine := o.Shard.Cells(s)
+		o.Only = func(it plan.Item) bool { return mine[it.ID] }
+	}
 	finder := &Finder{Runtime: cmp.Or(o.Runtime, RuntimeAuto), Self: o.Self, Say: o.Say}
 	defer func() {
 		if err != nil {
@@ -149,20 +154,30 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 	if err != nil {
 		return nil, err
 	}
-	p := plan.New(s, Unsupported)
-	p = p.Only(func(it plan.Item) bool {
+	whole := plan.New(s, Unsupported).Only(func(it plan.Item) bool {
 		_, ok := found[it.Cell.Proxy]
-		return ok && (o.Only == nil || o.Only(it))
+		return ok
 	})
-	if len(p.Items) == 0 {
-		if len(found) == 0 {
-			return nil, environment(errors.New("no proxy of the scenario can run here"))
-		}
+	p := whole
+	if o.Only != nil {
+		p = whole.Only(o.Only)
+	}
+	switch {
+	case len(found) == 0:
+		return nil, environment(errors.New("no proxy of the scenario can run here"))
+	case len(p.Items) == 0 && o.Shard.N == 0:
 		return nil, errors.New("no cell is left to run")
+	case len(p.Items) == 0:
+		// Of more shards than cells some have none: that is no fault of the job's.
+		o.Say("shard %s has no cell that can run here", o.Shard)
 	}
 	if s.Probe.Lanes == 0 {
+		among := p.Items
+		if o.Shard.N > 0 {
+			among = whole.Items // what a cell is asked does not depend on the number of shards
+		}
 		adapted := *s
-		adapted.Probe.Lanes = lanes(p.Items, s.Probe, runtime.NumCPU())
+		adapted.Probe.Lanes = lanes(among, s.Probe, runtime.NumCPU())
 		s = &adapted
 	}
 	if err := openFiles(s.Probe.Lanes * len(p.Items)); err != nil {
@@ -171,7 +186,7 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 	m := record.Manifest{
 		Schema: record.ManifestSchema, Scenario: s.Name, Seed: o.Seed, Started: time.Now().UTC(), Command: o.Command,
 		Idlerace: o.Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Kernel: kernel(), Cores: runtime.NumCPU(),
-		Lanes: s.Probe.Lanes, Unavailable: missing, Items: p.Items, Faults: map[string]string{},
+		Lanes: s.Probe.Lanes, Unavailable: missing, Items: p.Items, Shard: o.Shard, SHA256: results.Sum(s.Source), Faults: map[string]string{},
 	}
 	for _, px := range s.Proxies {
 		if f, ok := found[px.Name]; ok && slices.ContainsFunc(p.Items, func(it plan.Item) bool { return it.Cell.Proxy == px.Name }) {
@@ -186,7 +201,7 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 	if err != nil {
 		return nil, err
 	}
-	folder, err := results.Create(o.Out, s.Name, m.Started, o.Seed, map[string][]byte{
+	folder, err := results.Create(o.Out, s.Name, results.Name(m.Started, o.Seed, o.Shard), map[string][]byte{
 		results.ScenarioFile: s.Source, results.ManifestFile: manifest, results.ObservationsFile: nil,
 	})
 	if err != nil {
@@ -223,6 +238,10 @@ type run struct {
 }
 
 func (r *run) do(ctx, early context.Context, soft <-chan struct{}) (err error) {
+	if len(r.plan.Items) == 0 {
+		r.manifest.Ended = record.EndDone
+		return environment(r.folder.WriteJSON(results.ManifestFile, r.manifest))
+	}
 	begun := time.Now()
 	runtimes, closeRuntimes := r.runtimes()
 	defer func() { err = errors.Join(err, environment(closeRuntimes(ctx))) }()

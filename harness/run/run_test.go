@@ -286,7 +286,7 @@ func TestLineReader(t *testing.T) {
 }
 
 func TestHubWait(t *testing.T) {
-	folder, err := results.Create(t.TempDir(), "s", time.Now(), 1, nil)
+	folder, err := results.Create(t.TempDir(), "s", "run", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,7 +318,7 @@ func TestHubWait(t *testing.T) {
 }
 
 func TestNothingIsRecordedAfterTheEnd(t *testing.T) {
-	folder, err := results.Create(t.TempDir(), "s", time.Now(), 1, nil)
+	folder, err := results.Create(t.TempDir(), "s", "run", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -332,3 +332,29 @@ func readFile(t testing.TB, path string) []byte {
 	}
 	return data
 }
+
+func TestLine(t *testing.T) {
+	s, err := Read("a.yaml", []byte(`# policy: not here
+version: 1
+name: a
+about: >-
+  proxies, and
+  policy: neither here
+proxies: [gohttp]
+axes:
+  proxy_idle: [1s]
+  upstream_idle: [2s]
+policy: {forbid: [races]}
+`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]int{"version": 2, "proxies": 7, "axes": 8, "policy": 11, "proxy_idle": 0, "link": 0} {
+		if got := s.Line(key); got != want {
+			t.Errorf("%s is on line %d, want %d", key, got, want)
+		}
+	}
+	if got := (&Scenario{}).Line("axes"); got != 0 {
+		t.Errorf("a scenario built in code: %d", got)
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/goccy/go-yaml/ast"
 )
 
 // Version is the scenario format this package reads.
@@ -263,4 +265,23 @@ func (s *Scenario) SetLanes(n int) error {
 	}
 	s.Probe.Lanes = n
 	return nil
+}
+
+// Line is where a key of the top level stands in Source, from 1; 0 where it does
+// not.
+func (s *Scenario) Line(key string) int {
+	root, err := parse(s.File, s.Source)
+	if err != nil {
+		return 0
+	}
+	m, ok := root.node.(*ast.MappingNode)
+	if !ok {
+		return 0
+	}
+	for _, kv := range m.Values {
+		if at := kv.Key.GetToken(); at.Value == key {
+			return at.Position.Line
+		}
+	}
+	return 0
 }
