@@ -41,6 +41,7 @@ var rules = map[string]rule{
 	"load":         {never: []string{"stack", "proxy", "judge", "report", "run"}},
 	"judge":        {never: []string{"stack", "load", "proxy", "run", "report"}},
 	"judge/window": {only: []string{}},
+	"judge/advice": {only: []string{"judge", "judge/window", "spec"}},
 	"gate":         {never: []string{"stack", "load", "proxy", "run"}},
 	"report":       {never: []string{"stack", "load", "proxy", "run"}},
 	"results":      {never: []string{"stack", "load", "proxy", "run"}},

@@ -62,18 +62,19 @@ type Subject struct {
 type Tally struct {
 	s Subject
 
-	shots, aimed, failures, attributed, attributedAimed int
-	late, lateFailed, onWire, retried, twice, reused    int
-	causes, statuses, orders                            map[string]int
-	upstreamClosed, proxyClosed, direct                 sample
-	lateAges                                            sample
-	otherTexts                                          string // one text of an unattributed failure
-	raced, replayed                                     *Example
-	orphans, unreached                                  int
-	captured                                            bool
-	setAside, disturbed                                 int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
-	calm                                                map[string]int // statuses of all others
-	shape                                               shape
+	shots, aimed, failures, attributed               int
+	aimedLost, aimedStale                            int
+	late, lateFailed, onWire, retried, twice, reused int
+	causes, statuses, orders                         map[string]int
+	upstreamClosed, proxyClosed, direct              sample
+	lateAges                                         sample
+	otherTexts                                       string // one text of an unattributed failure
+	raced, replayed                                  *Example
+	orphans, unreached                               int
+	captured                                         bool
+	setAside, disturbed                              int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
+	calm                                             map[string]int // statuses of all others
+	shape                                            shape
 
 	// Bursts that were aimed or met a stale connection, and those that did.
 	burst               int // the one under way
@@ -128,6 +129,9 @@ func (t *Tally) Observe(o record.Observation) {
 	}
 	if stale {
 		t.late++
+		if aimed {
+			t.aimedStale++
+		}
 		for _, e := range o.Late {
 			t.lateAges.add(e.Idle)
 		}
@@ -159,7 +163,10 @@ func (t *Tally) Observe(o record.Observation) {
 		t.lateFailed++
 	}
 	if aimed {
-		t.attributedAimed++
+		t.aimedLost++
+		if !stale {
+			t.aimedStale++ // the proxy's log names the closed connection
+		}
 	}
 	if t.raced == nil {
 		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
@@ -436,13 +443,13 @@ func (t *Tally) Verdict() Verdict {
 		ID: t.s.Item.ID, Role: t.s.Item.Role, Proxy: c.Proxy, Version: t.s.Version, Runtime: t.s.Runtime, Upstream: c.Upstream,
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
-		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
+		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed, AimedLost: t.aimedLost, AimedStale: t.aimedStale,
 		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed, SetAside: t.setAside, Disturbed: t.disturbed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
 	}
 	if t.aimed > 0 {
-		i := ClopperPearson(t.attributedAimed, t.aimed)
+		i := ClopperPearson(t.aimedLost, t.aimed)
 		v.Rate = &i
 	}
 	if t.lateAges.n > 0 && t.upstreamClosed.n > 0 {
@@ -795,7 +802,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 }
 
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
-	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}}
+	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}, Advice: []Advice{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Lanes: m.Lanes, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
 		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Disturbances: map[string]int{}, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {

@@ -6,18 +6,28 @@ import (
 	"time"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/judge/advice"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
 
 // documents are the hand-made inputs of the golden files.
 var documents = map[string]func() *judge.Document{
-	"typical": typical,
-	"partial": partial,
+	"typical": with(typical),
+	"partial": with(partial),
 	"hostile": hostile,
 	"shaped":  shaped,
-	"empty":   empty,
-	"wide":    wide,
+	"empty":   with(empty),
+	"wide":    with(wide),
+}
+
+// with adds the advice that a document supports.
+func with(document func() *judge.Document) func() *judge.Document {
+	return func() *judge.Document {
+		d := document()
+		d.Advice = advice.Of(d)
+		return d
+	}
 }
 
 func ms(f float64) judge.Duration { return judge.Duration(f * float64(time.Millisecond)) }
@@ -156,6 +166,11 @@ func hostile() *judge.Document {
 	d.Violations = []judge.Violation{{Cell: nasty, State: spec.State(nasty), Rule: nasty}}
 	d.Margins = []judge.Margin{{Proxy: nasty, Version: nasty, Runtime: nasty, Method: nasty, Retry: spec.Retry(nasty), Close: spec.Close(nasty), RTT: nasty,
 		Text: nasty, Violations: []string{nasty}}}
+	d.Advice = []judge.Advice{{Proxy: nasty, Version: nasty, Runtime: nasty, Sentences: []judge.Sentence{
+		{Kind: judge.AdviceKind(nasty), Text: nasty, Brief: nasty, Cells: []judge.Support{{ID: nasty, State: spec.State(nasty)}}},
+		{Kind: judge.AdviceSet, Text: nasty, Brief: nasty, Cells: []judge.Support{{ID: nasty}, {ID: nasty}, {ID: nasty}}},
+		{Kind: judge.AdviceMitigation, Rank: -1, Effect: judge.Effect(nasty), Text: nasty, Brief: nasty, Cells: nil},
+	}}}
 	return d
 }
 

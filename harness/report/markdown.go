@@ -40,6 +40,7 @@ func (markdown) Write(w io.Writer, d *judge.Document, _ Options) error {
 		fmt.Fprintf(&b, "\n%s\n", md(d.Run.About))
 	}
 	mdMatrices(&b, d)
+	mdAdvice(&b, d.Advice)
 	mdControls(&b, d)
 	mdWindows(&b, d)
 	mdViolations(&b, d)
