@@ -53,6 +53,16 @@ func cellsOf(s judge.Sentence, most int, show func(string) string) string {
 	return text
 }
 
+// foremost reports whether a sentence says what to do; others say why and how
+// sure it is.
+func foremost(s judge.Sentence) bool {
+	switch s.Kind {
+	case judge.AdviceNone, judge.AdviceSet, judge.AdviceContradiction, judge.AdviceMitigation:
+		return true
+	}
+	return false
+}
+
 // advice prints, in brief, what to set and what was seen to help.
 func (p *page) advice(list []judge.Advice) {
 	if len(list) == 0 {
@@ -63,10 +73,9 @@ func (p *page) advice(list []judge.Advice) {
 	for _, a := range list {
 		p.text(2, p.normal, plain(advised(a)))
 		for _, s := range a.Sentences {
-			switch s.Kind {
-			case judge.AdviceNone, judge.AdviceSet, judge.AdviceContradiction, judge.AdviceMitigation:
+			if foremost(s) {
 				p.hang(4, 6, cut(plain(adviceHead(s)), 5), p.faint, plain(s.Brief)+" ["+cellsOf(s, 1, plain)+"]")
-			default:
+			} else {
 				left++
 			}
 		}
@@ -76,15 +85,26 @@ func (p *page) advice(list []judge.Advice) {
 	}
 }
 
-func mdAdvice(b *bytes.Buffer, list []judge.Advice) {
+// mdAdvice prints whole sentences; where there are too many, those first that
+// the terminal has.
+func (l mdLimits) mdAdvice(b *bytes.Buffer, list []judge.Advice) {
 	if len(list) == 0 {
 		return
 	}
+	all := 0
+	for _, a := range list {
+		all += len(a.Sentences)
+	}
 	b.WriteString("\n## Advice\n\nWhat this run's cells support, and nothing else. verdicts.json (`advice`) names every cell of a sentence.\n")
+	left := l.advice
 	for _, a := range list {
 		fmt.Fprintf(b, "\n### Advice for %s\n\n", md(advised(a)))
 		for _, s := range a.Sentences {
-			fmt.Fprintf(b, "- **%s** %s (%s)\n", md(adviceHead(s)), md(s.Text), cellsOf(s, adviceCells, md))
+			if left > 0 && (all <= l.advice || foremost(s)) {
+				fmt.Fprintf(b, "- **%s** %s (%s)\n", md(adviceHead(s)), md(clip(plain(s.Text), 600)), cellsOf(s, adviceCells, md))
+				left--
+			}
 		}
 	}
+	mdMore(b, all-(l.advice-left), "advice")
 }
