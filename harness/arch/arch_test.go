@@ -42,6 +42,7 @@ var rules = map[string]rule{
 	"judge":        {never: []string{"stack", "load", "proxy", "run", "report"}},
 	"judge/window": {only: []string{}},
 	"judge/advice": {only: []string{"judge", "judge/window", "spec"}},
+	"compare":      {never: []string{"stack", "load", "proxy", "run", "report"}},
 	"gate":         {never: []string{"stack", "load", "proxy", "run"}},
 	"report":       {never: []string{"stack", "load", "proxy", "run"}},
 	"results":      {never: []string{"stack", "load", "proxy", "run"}},

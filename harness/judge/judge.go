@@ -63,7 +63,6 @@ type Tally struct {
 	s Subject
 
 	shots, aimed, failures, attributed               int
-	aimedLost, aimedStale                            int
 	late, lateFailed, onWire, retried, twice, reused int
 	causes, statuses, orders                         map[string]int
 	upstreamClosed, proxyClosed, direct              sample
@@ -80,6 +79,39 @@ type Tally struct {
 	burst               int // the one under way
 	bursts, staleBursts int
 	counted, stale      bool // it has been
+	aims                aims
+}
+
+// aims counts aimed shots, and the bursts that they came in: the shots of one
+// share their moment. Bursts come one after the other.
+type aims struct {
+	lost, stale                      int
+	bursts, lostBursts, staleBursts  int
+	burst                            int // the one under way
+	begun, lostInBurst, staleInBurst bool
+}
+
+// add takes an aimed shot that was lost to an idle-closed connection, or met one
+// at least.
+func (a *aims) add(burst int, lost, stale bool) {
+	if !a.begun || burst != a.burst {
+		a.begun, a.burst, a.lostInBurst, a.staleInBurst = true, burst, false, false
+		a.bursts++
+	}
+	if lost {
+		a.lost++
+		if !a.lostInBurst {
+			a.lostInBurst = true
+			a.lostBursts++
+		}
+	}
+	if stale {
+		a.stale++
+		if !a.staleInBurst {
+			a.staleInBurst = true
+			a.staleBursts++
+		}
+	}
 }
 
 // NewTally begins a tally.
@@ -114,11 +146,13 @@ func (t *Tally) Observe(o record.Observation) {
 		t.unreached++
 	}
 	aimed := InZone(o.Shot, t.s.RTT) && t.trusts(o.Shot.Edge) && (reached || o.Shot.Failed())
+	stale := o.Stale()
+	lost := o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose
 	if aimed {
 		t.aimed++
+		t.aims.add(o.Shot.Burst, lost, stale || lost)
 	}
-	stale := o.Stale()
-	t.inBurst(o.Shot, stale || o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose)
+	t.inBurst(o.Shot, stale || lost)
 	if t.s.Window {
 		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
 	}
@@ -129,9 +163,6 @@ func (t *Tally) Observe(o record.Observation) {
 	}
 	if stale {
 		t.late++
-		if aimed {
-			t.aimedStale++
-		}
 		for _, e := range o.Late {
 			t.lateAges.add(e.Idle)
 		}
@@ -161,12 +192,6 @@ func (t *Tally) Observe(o record.Observation) {
 	t.attributed++
 	if stale {
 		t.lateFailed++
-	}
-	if aimed {
-		t.aimedLost++
-		if !stale {
-			t.aimedStale++ // the proxy's log names the closed connection
-		}
 	}
 	if t.raced == nil {
 		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
@@ -443,13 +468,14 @@ func (t *Tally) Verdict() Verdict {
 		ID: t.s.Item.ID, Role: t.s.Item.Role, Proxy: c.Proxy, Version: t.s.Version, Runtime: t.s.Runtime, Upstream: c.Upstream,
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
-		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed, AimedLost: t.aimedLost, AimedStale: t.aimedStale,
+		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
+		AimedLost: t.aims.lost, AimedStale: t.aims.stale, AimedBursts: t.aims.bursts, LostBursts: t.aims.lostBursts, StaleBursts: t.aims.staleBursts,
 		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed, SetAside: t.setAside, Disturbed: t.disturbed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
 	}
 	if t.aimed > 0 {
-		i := ClopperPearson(t.aimedLost, t.aimed)
+		i := ClopperPearson(t.aims.lost, t.aimed)
 		v.Rate = &i
 	}
 	if t.lateAges.n > 0 && t.upstreamClosed.n > 0 {

@@ -103,6 +103,9 @@ type Verdict struct {
 	Statuses       map[string]int `json:"statuses"`               // by status code, or by record.Outcome without a response
 	AimedLost      int            `json:"aimed_lost"`             // attributed failures of aimed shots
 	AimedStale     int            `json:"aimed_stale"`            // aimed shots that met an idle-closed connection: lost, or sent again by the proxy
+	AimedBursts    int            `json:"aimed_bursts"`           // bursts with an aimed shot
+	LostBursts     int            `json:"lost_bursts"`            // of these: with one of aimed_lost
+	StaleBursts    int            `json:"stale_bursts"`           // of these: with one of aimed_stale
 	Rate           *Interval      `json:"rate"`                   // aimed_lost per aimed shot, 95 % Clopper-Pearson; null without aimed shots
 	UpstreamClosed *Quantiles     `json:"upstream_closed"`        // idle time at which the upstream closed, as its journal says; null when it never did
 	ProxyClosed    *Quantiles     `json:"proxy_closed"`           // idle time at which the proxy closed; null when it never did

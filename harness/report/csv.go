@@ -116,6 +116,9 @@ var columns = []struct {
 	{"disturbed", number(func(v *judge.Verdict) int { return v.Disturbed })},
 	{"aimed_lost", number(func(v *judge.Verdict) int { return v.AimedLost })},
 	{"aimed_stale", number(func(v *judge.Verdict) int { return v.AimedStale })},
+	{"aimed_bursts", number(func(v *judge.Verdict) int { return v.AimedBursts })},
+	{"lost_bursts", number(func(v *judge.Verdict) int { return v.LostBursts })},
+	{"stale_bursts", number(func(v *judge.Verdict) int { return v.StaleBursts })},
 }
 
 // fitted is a column of an estimate, without its interval.

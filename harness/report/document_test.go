@@ -38,7 +38,7 @@ func probed(proxy, version string, p spec.Idle, u time.Duration, method string) 
 	v := judge.Verdict{
 		ID: c.ID(), Role: judge.RoleCell, Proxy: proxy, Version: version, Runtime: "local", Upstream: "go",
 		ProxyIdle: p.String(), UpstreamIdle: spec.FormatDuration(u), Method: method, Retry: c.Retry, Close: c.Close, RTT: "0s",
-		Shots: 340, AimedShots: 320, Statuses: map[string]int{"200": 340},
+		Shots: 340, AimedShots: 320, AimedBursts: 16, Statuses: map[string]int{"200": 340},
 		Rate:      &judge.Interval{Low: 0, High: 0.0115},
 		Direct:    &judge.Quantiles{N: 10, Min: ms(float64(u.Milliseconds()) + 0.1), P50: ms(float64(u.Milliseconds()) + 0.3), Max: ms(float64(u.Milliseconds()) + 0.9)},
 		Reproduce: "idlerace run scenarios/quickstart.yaml --seed 1 --cell " + c.ID(),
@@ -52,10 +52,11 @@ func probed(proxy, version string, p spec.Idle, u time.Duration, method string) 
 		v.Why = fmt.Sprintf("the proxy closed first, all 340 times an upstream connection went idle, at %s at the latest; no failure in 320 aimed shots around the upstream's close (95 %%: fewer than 1.1 %%)", v.ProxyClosed.Max)
 		return v
 	case method == "GET":
-		v.State, v.Late, v.Retried = spec.Masked, n, n
+		v.State, v.Late, v.Retried, v.AimedStale, v.StaleBursts = spec.Masked, n, n, n, min(n, 14)
 		v.Why = fmt.Sprintf("%d of 340 GETs met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s); %s sent each again and every client got its answer; none was executed twice", n, v.UpstreamIdle, v.Direct.P50, proxy)
 	default:
 		v.State, v.Late, v.Failures, v.Attributed = spec.Races, n, n, n
+		v.AimedLost, v.AimedStale, v.LostBursts, v.StaleBursts = n, n, min(n, 14), min(n, 14)
 		v.Statuses = map[string]int{"200": 340 - n, "502": n}
 		v.Causes = map[string]int{"idle-close": n}
 		v.Rate = &judge.Interval{Low: float64(n) / 320 * 0.64, High: float64(n) / 320 * 1.49}
