@@ -56,6 +56,7 @@ var outside = map[string][]string{
 	"github.com/testcontainers/testcontainers-go": {"stack/docker"},
 	"github.com/tsenart/vegeta":                   {"load", "run"},
 	"github.com/spf13/cobra":                      {""},
+	"github.com/aclements/go-moremath":            {"compare"},
 	"testing":                                     {},
 }
 
