@@ -28,8 +28,8 @@ const MostRuns = 26
 
 // Note stands wherever p-values do: what they are, and what they are not.
 //
-// Two runs of one setup differ over requests in every tenth to every third cell
-// after Holm's correction; over bursts they did in none of seven such pairs.
+// Seven pairs of runs of one setup, 570 cells tested: after Holm's correction
+// 159 differed over requests and none over bursts.
 const Note = "p is Fisher's exact test, two-sided and Holm-corrected, over the aimed requests and over the bursts they came in: the requests of one burst share their moment and " +
 	"a cell stops at a few proofs (unless probe.until is shots), so that p over requests is too small and only what holds over bursts, too, is called significant; " +
 	"a changed state has its own proof either way."

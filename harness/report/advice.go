@@ -80,6 +80,7 @@ func (p *page) advice(list []judge.Advice) {
 			}
 		}
 	}
+	p.text(2, p.faint, "`idlerace list` names the settings of each proxy that proxy_idle and retry stand for.")
 	if left > 0 {
 		p.text(2, p.faint, fmt.Sprintf("Reasons, margins and what was not measured: %s in `idlerace report RUN --format markdown`", plural(left, "more sentence", "more sentences")))
 	}
@@ -95,7 +96,7 @@ func (l mdLimits) mdAdvice(b *bytes.Buffer, list []judge.Advice) {
 	for _, a := range list {
 		all += len(a.Sentences)
 	}
-	b.WriteString("\n## Advice\n\nWhat this run's cells support, and nothing else. verdicts.json (`advice`) names every cell of a sentence.\n")
+	b.WriteString("\n## Advice\n\nWhat this run's cells support, and nothing else; verdicts.json (`advice`) names every cell of a sentence. `idlerace list` names the settings that proxy_idle and retry stand for.\n")
 	left := l.advice
 	for _, a := range list {
 		fmt.Fprintf(b, "\n### Advice for %s\n\n", md(advised(a)))

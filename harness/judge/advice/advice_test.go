@@ -169,7 +169,7 @@ func TestPairRule(t *testing.T) {
 	want(t, got, judge.AdviceMargin, "500ms is the smallest safe difference of this run, not the smallest there is: nothing is proven between it and 0s, which raced (scenarios/margin.yaml tries such pairs); "+
 		"the safe cells' proxy closed up to 4ms after its setting")
 	want(t, got, judge.AdviceMethods, "As the proxy comes (retry default), GET was masked in 2 cells (10 requests sent again, none executed twice) and POST raced in 2 cells (14 requests lost).")
-	m := want(t, got, judge.AdviceMitigation, "proxy_idle at least 500ms below upstream_idle: cures it: GET masked -> safe (1 cell), POST races -> safe (1 cell). Its price:")
+	m := want(t, got, judge.AdviceMitigation, "proxy_idle at least 500ms below upstream_idle cures it: GET masked -> safe (1 cell), POST races -> safe (1 cell). Its price:")
 	if strings.Contains(ids(m), "p1s_u500ms") {
 		t.Errorf("no safe cell differs from 1s/500ms in one timeout alone: %s", ids(m))
 	}
@@ -273,7 +273,7 @@ func TestByRoundTrip(t *testing.T) {
 	if want := []string{"Keep proxy_idle at least 10ms below upstream_idle at rtt 0s", "Keep proxy_idle at least 50ms below upstream_idle at rtt 40ms"}; !slices.Equal(rules, want) {
 		t.Errorf("%q", rules)
 	}
-	want(t, got, judge.AdviceMitigation, "proxy_idle as far below upstream_idle as said above: cures it: POST races -> safe (2 cells)")
+	want(t, got, judge.AdviceMitigation, "proxy_idle as far below upstream_idle as said above cures it: POST races -> safe (2 cells)")
 }
 
 func TestMitigationsAreRanked(t *testing.T) {
@@ -294,17 +294,17 @@ func TestMitigationsAreRanked(t *testing.T) {
 			if s.Rank != i+1 {
 				t.Errorf("rank %d at place %d", s.Rank, i+1)
 			}
-			what, _, _ := strings.Cut(s.Text, ":")
-			out = append(out, what+" "+string(s.Effect))
+			does, _, _ := strings.Cut(s.Text, ":")
+			out = append(out, does+" = "+string(s.Effect))
 		}
 		return out
 	}
-	rule, off := "proxy_idle at least 500ms below upstream_idle cures", "No keep-alive to the upstream (proxy_idle off) cures"
-	if got, want := ranked(), []string{rule, off, "Retry on hides", "Retry off worsens"}; !slices.Equal(got, want) {
+	rule, off := "proxy_idle at least 500ms below upstream_idle cures it = cures", "No keep-alive to the upstream (proxy_idle off) cures it = cures"
+	if got, want := ranked(), []string{rule, off, "Retry on hides it = hides", "Retry off makes it worse = worsens"}; !slices.Equal(got, want) {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
 	text := of(g.advise(t), judge.AdviceMitigation)[2].Text
-	if want := "Retry on: hides it: GET masked -> masked (1 cell), POST races -> masked (1 cell). Its price: 10 requests sent again, none of these executed twice; " +
+	if want := "Retry on hides it: GET masked -> masked (1 cell), POST races -> masked (1 cell). Its price: 10 requests sent again, none of these executed twice; " +
 		"what had run before it failed is not among them, see idlerace react."; text != want {
 		t.Errorf("\n got %q\nwant %q", text, want)
 	}
@@ -314,7 +314,7 @@ func TestMitigationsAreRanked(t *testing.T) {
 	on := &g.d.Cells[7]
 	on.Twice = 2
 	g.d.Cells[8].State = spec.Inconclusive // POST without keep-alive
-	if got, want := ranked(), []string{rule, off, "Retry on repeats", "Retry off worsens"}; !slices.Equal(got, want) {
+	if got, want := ranked(), []string{rule, off, "Retry on hides it and runs requests twice = repeats", "Retry off makes it worse = worsens"}; !slices.Equal(got, want) {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
 	texts := of(g.advise(t), judge.AdviceMitigation)
@@ -324,11 +324,11 @@ func TestMitigationsAreRanked(t *testing.T) {
 
 	// A retry that helps one method alone, or none.
 	on.State, on.Twice = spec.Races, 0
-	if got, want := ranked(), []string{rule, off, "Retry on unchanged", "Retry off worsens"}; !slices.Equal(got, want) {
+	if got, want := ranked(), []string{rule, off, "Retry on changes nothing = unchanged", "Retry off makes it worse = worsens"}; !slices.Equal(got, want) {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
 	g.d.Cells[1].State, g.d.Cells[0].State = spec.Races, spec.Races
-	if got, want := ranked(), []string{rule, off, "Retry on helps", "Retry off unchanged"}; !slices.Equal(got, want) {
+	if got, want := ranked(), []string{rule, off, "Retry on helps in part = helps", "Retry off changes nothing = unchanged"}; !slices.Equal(got, want) {
 		t.Errorf("\n got %q\nwant %q", got, want)
 	}
 }

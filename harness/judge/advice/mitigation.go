@@ -86,7 +86,7 @@ func (s *subject) byMethod() []judge.Sentence {
 // mitigations rank what was tried on the racing cells, best first.
 func (s *subject) mitigations(rules map[far]rule) (out []judge.Sentence) {
 	usual, racing := s.usual(), s.racing()
-	apart := mitigation{what: s.apart(rules), short: "timeouts so far apart", price: "what has been idle for proxy_idle is closed, and the next request opens a connection anew"}
+	apart := mitigation{what: s.apart(rules), short: "that distance", price: "what has been idle for proxy_idle is closed, and the next request opens a connection anew"}
 	off := mitigation{what: "no keep-alive to the upstream (proxy_idle off)", price: "every request opens a connection of its own"}
 	all := []*mitigation{&apart, &off}
 	retry := map[spec.Retry]*mitigation{}
@@ -183,8 +183,8 @@ func (m *mitigation) sentence(rank int, racing []cell) judge.Sentence {
 	effect := m.effect()
 	does := map[judge.Effect]string{judge.EffectCures: "cures it", judge.EffectHides: "hides it", judge.EffectRepeats: "hides it and runs requests twice",
 		judge.EffectHelps: "helps in part", judge.EffectUnchanged: "changes nothing", judge.EffectWorsens: "makes it worse"}[effect]
-	text := fmt.Sprintf("%s: %s: %s", m.what, does, m.changed(true))
-	brief := fmt.Sprintf("%s: %s: %s", cmp.Or(m.short, m.what), does, m.changed(false))
+	text := fmt.Sprintf("%s %s: %s", m.what, does, m.changed(true))
+	brief := fmt.Sprintf("%s %s: %s", cmp.Or(m.short, m.what), does, m.changed(false))
 	if missing := m.missing(racing); len(missing) > 0 {
 		text += "; not measured with " + list(missing)
 		brief += "; not measured with " + list(missing)
