@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/html"
+	nethtml "golang.org/x/net/html"
 
 	"idlerace/harness/compare"
 	"idlerace/harness/judge"
@@ -119,7 +119,7 @@ func TestComparisonGolden(t *testing.T) {
 // data brought no element along.
 func checkSelfContained(t *testing.T, page string) {
 	t.Helper()
-	doc, err := html.Parse(strings.NewReader(page))
+	doc, err := nethtml.Parse(strings.NewReader(page))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func checkSelfContained(t *testing.T, page string) {
 		mine[tag] = true
 	}
 	for n := range doc.Descendants() {
-		if n.Type != html.ElementNode {
+		if n.Type != nethtml.ElementNode {
 			continue
 		}
 		if !mine[n.Data] {
