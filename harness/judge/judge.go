@@ -62,18 +62,18 @@ type Subject struct {
 type Tally struct {
 	s Subject
 
-	shots, aimed, failures, attributed               int
-	late, lateFailed, onWire, retried, twice, reused int
-	causes, statuses, orders                         map[string]int
-	upstreamClosed, proxyClosed, direct              sample
-	lateAges                                         sample
-	otherTexts                                       string // one text of an unattributed failure
-	raced, replayed                                  *Example
-	orphans, unreached                               int
-	captured                                         bool
-	setAside, disturbed                              int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
-	calm                                             map[string]int // statuses of all others
-	shape                                            shape
+	shots, aimed, failures, attributed, attributedAimed int
+	late, lateFailed, onWire, retried, twice, reused    int
+	causes, statuses, orders                            map[string]int
+	upstreamClosed, proxyClosed, direct                 sample
+	lateAges                                            sample
+	otherTexts                                          string // one text of an unattributed failure
+	raced, replayed                                     *Example
+	orphans, unreached                                  int
+	captured                                            bool
+	setAside, disturbed                                 int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
+	calm                                                map[string]int // statuses of all others
+	shape                                               shape
 
 	// Bursts that were aimed or met a stale connection, and those that did.
 	burst               int // the one under way
@@ -82,10 +82,10 @@ type Tally struct {
 	aims                aims
 }
 
-// aims counts aimed shots, and the bursts that they came in: the shots of one
-// share their moment. Bursts come one after the other.
+// aims counts the bursts that aimed shots came in, whose shots share their
+// moment. Bursts come one after the other.
 type aims struct {
-	lost, stale                      int
+	stale                            int // shots
 	bursts, lostBursts, staleBursts  int
 	burst                            int // the one under way
 	begun, lostInBurst, staleInBurst bool
@@ -98,12 +98,9 @@ func (a *aims) add(burst int, lost, stale bool) {
 		a.begun, a.burst, a.lostInBurst, a.staleInBurst = true, burst, false, false
 		a.bursts++
 	}
-	if lost {
-		a.lost++
-		if !a.lostInBurst {
-			a.lostInBurst = true
-			a.lostBursts++
-		}
+	if lost && !a.lostInBurst {
+		a.lostInBurst = true
+		a.lostBursts++
 	}
 	if stale {
 		a.stale++
@@ -146,13 +143,11 @@ func (t *Tally) Observe(o record.Observation) {
 		t.unreached++
 	}
 	aimed := InZone(o.Shot, t.s.RTT) && t.trusts(o.Shot.Edge) && (reached || o.Shot.Failed())
-	stale := o.Stale()
-	lost := o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose
 	if aimed {
 		t.aimed++
-		t.aims.add(o.Shot.Burst, lost, stale || lost)
 	}
-	t.inBurst(o.Shot, stale || lost)
+	stale := o.Stale()
+	t.inBurst(o.Shot, stale || o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose)
 	if t.s.Window {
 		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
 	}
@@ -160,6 +155,10 @@ func (t *Tally) Observe(o record.Observation) {
 		if e.Nth > 1 {
 			t.reused++
 		}
+	}
+	if aimed {
+		lost := o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose
+		t.aims.add(o.Shot.Burst, lost, stale || lost)
 	}
 	if stale {
 		t.late++
@@ -192,6 +191,9 @@ func (t *Tally) Observe(o record.Observation) {
 	t.attributed++
 	if stale {
 		t.lateFailed++
+	}
+	if aimed {
+		t.attributedAimed++
 	}
 	if t.raced == nil {
 		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
@@ -469,13 +471,13 @@ func (t *Tally) Verdict() Verdict {
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
 		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
-		AimedLost: t.aims.lost, AimedStale: t.aims.stale, AimedBursts: t.aims.bursts, LostBursts: t.aims.lostBursts, StaleBursts: t.aims.staleBursts,
+		AimedLost: t.attributedAimed, AimedStale: t.aims.stale, AimedBursts: t.aims.bursts, LostBursts: t.aims.lostBursts, StaleBursts: t.aims.staleBursts,
 		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed, SetAside: t.setAside, Disturbed: t.disturbed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
 	}
 	if t.aimed > 0 {
-		i := ClopperPearson(t.aims.lost, t.aimed)
+		i := ClopperPearson(t.attributedAimed, t.aimed)
 		v.Rate = &i
 	}
 	if t.lateAges.n > 0 && t.upstreamClosed.n > 0 {
