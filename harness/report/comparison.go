@@ -132,9 +132,9 @@ func burstsText(c compare.Cell) string {
 	return pValue(c.Bursts.Holm)
 }
 
-// changes names the two ways in which a cell may have changed, the more telling
+// compareParts names the two ways in which a cell may have changed, the more telling
 // first.
-var changes = []struct {
+var compareParts = []struct {
 	change compare.Change
 	title  string
 }{

@@ -49,7 +49,7 @@ func compareHTML(w io.Writer, c *compare.Comparison, _ Options) error {
 	for _, a := range c.Against {
 		v.Sentences = append(v.Sentences, plain(c.Sentence(a)))
 		against := fmt.Sprintf(": %s against %s", a.Run, v.Reference)
-		for _, ch := range changes {
+		for _, ch := range compareParts {
 			v.Parts = append(v.Parts, comparedPart{Title: ch.title + against, Run: a.Run, Cells: a.Of(ch.change)})
 		}
 		v.Parts = append(v.Parts,

@@ -63,7 +63,7 @@ func compareMost(b *bytes.Buffer, c *compare.Comparison, most int) {
 }
 
 func compareAgainst(b *bytes.Buffer, reference string, a compare.Against, most int) {
-	for _, ch := range changes {
+	for _, ch := range compareParts {
 		cells := a.Of(ch.change)
 		if len(cells) == 0 {
 			continue

@@ -50,7 +50,7 @@ func runLine(r compare.Run) string {
 
 func (p *page) against(c *compare.Comparison, a compare.Against) {
 	reference := c.Runs[0].Label
-	for _, ch := range changes {
+	for _, ch := range compareParts {
 		cells := a.Of(ch.change)
 		if len(cells) == 0 {
 			continue
