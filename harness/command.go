@@ -103,7 +103,7 @@ input; 3 something stayed inconclusive or a control failed; 4 environment.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; `%s --help` lists the flags", err, cmd.CommandPath())
 	})
-	root.AddCommand(runCommand(), mergeCommand(), reportCommand(), gateCommand(), explainCommand(), reactCommand(), listCommand(), doctorCommand(), cleanCommand(), composeCommand(), versionCommand(), serveCommand())
+	root.AddCommand(runCommand(), mergeCommand(), reportCommand(), gateCommand(), compareCommand(), explainCommand(), reactCommand(), listCommand(), doctorCommand(), cleanCommand(), composeCommand(), versionCommand(), serveCommand())
 	return root
 }
 

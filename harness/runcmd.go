@@ -17,6 +17,7 @@ import (
 
 	"idlerace/harness/gate"
 	"idlerace/harness/judge"
+	"idlerace/harness/judge/advice"
 	"idlerace/harness/metrics"
 	"idlerace/harness/plan"
 	"idlerace/harness/proxy"
@@ -237,7 +238,8 @@ func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	return d, folder.WriteFile(results.MetricsFile, text)
 }
 
-// judged judges a stored run and applies its scenario's policy.
+// judged judges a stored run, applies its scenario's policy and says what the
+// cells support.
 func judged(folder *results.Folder) (*judge.Document, *spec.Scenario, error) {
 	d, s, err := folder.Judge()
 	if err != nil {
@@ -250,6 +252,7 @@ func judged(folder *results.Folder) (*judge.Document, *spec.Scenario, error) {
 	if v != nil {
 		d.Violations = v
 	}
+	d.Advice = advice.Of(d)
 	return d, s, nil
 }
 

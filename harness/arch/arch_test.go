@@ -41,6 +41,8 @@ var rules = map[string]rule{
 	"load":         {never: []string{"stack", "proxy", "judge", "report", "run"}},
 	"judge":        {never: []string{"stack", "load", "proxy", "run", "report"}},
 	"judge/window": {only: []string{}},
+	"judge/advice": {only: []string{"judge", "judge/window", "spec"}},
+	"compare":      {never: []string{"stack", "load", "proxy", "run", "report"}},
 	"gate":         {never: []string{"stack", "load", "proxy", "run"}},
 	"report":       {never: []string{"stack", "load", "proxy", "run"}},
 	"results":      {never: []string{"stack", "load", "proxy", "run"}},
@@ -55,6 +57,7 @@ var outside = map[string][]string{
 	"github.com/testcontainers/testcontainers-go": {"stack/docker"},
 	"github.com/tsenart/vegeta":                   {"load", "run"},
 	"github.com/spf13/cobra":                      {""},
+	"github.com/aclements/go-moremath":            {"compare"},
 	"testing":                                     {},
 }
 

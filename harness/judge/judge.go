@@ -79,6 +79,36 @@ type Tally struct {
 	burst               int // the one under way
 	bursts, staleBursts int
 	counted, stale      bool // it has been
+	aims                aims
+}
+
+// aims counts the bursts that aimed shots came in, whose shots share their
+// moment. Bursts come one after the other.
+type aims struct {
+	stale                            int // shots
+	bursts, lostBursts, staleBursts  int
+	burst                            int // the one under way
+	begun, lostInBurst, staleInBurst bool
+}
+
+// add takes an aimed shot that was lost to an idle-closed connection, or met one
+// at least.
+func (a *aims) add(burst int, lost, stale bool) {
+	if !a.begun || burst != a.burst {
+		a.begun, a.burst, a.lostInBurst, a.staleInBurst = true, burst, false, false
+		a.bursts++
+	}
+	if lost && !a.lostInBurst {
+		a.lostInBurst = true
+		a.lostBursts++
+	}
+	if stale {
+		a.stale++
+		if !a.staleInBurst {
+			a.staleInBurst = true
+			a.staleBursts++
+		}
+	}
 }
 
 // NewTally begins a tally.
@@ -125,6 +155,10 @@ func (t *Tally) Observe(o record.Observation) {
 		if e.Nth > 1 {
 			t.reused++
 		}
+	}
+	if aimed {
+		lost := o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose
+		t.aims.add(o.Shot.Burst, lost, stale || lost)
 	}
 	if stale {
 		t.late++
@@ -449,6 +483,7 @@ func (t *Tally) Verdict() Verdict {
 		ProxyIdle: c.ProxyIdle.String(), UpstreamIdle: spec.FormatDuration(c.UpstreamIdle), Method: c.Method,
 		Retry: c.Retry, Close: c.Close, RTT: spec.FormatDuration(c.RTT),
 		State: t.state(), Shots: t.shots, AimedShots: t.aimed, Failures: t.failures, Attributed: t.attributed,
+		AimedLost: t.attributedAimed, AimedStale: t.aims.stale, AimedBursts: t.aims.bursts, LostBursts: t.aims.lostBursts, StaleBursts: t.aims.staleBursts,
 		Late: t.late, OnWire: t.onWire, Orders: t.orders, Retried: t.retried, Twice: t.twice, Other: t.failures - t.attributed, SetAside: t.setAside, Disturbed: t.disturbed,
 		Causes: t.causes, Statuses: t.statuses, Warnings: []string{}, Reproduce: t.s.Reproduce,
 		UpstreamClosed: t.upstreamClosed.quantiles(), ProxyClosed: t.proxyClosed.quantiles(), Direct: t.direct.quantiles(),
@@ -807,7 +842,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 }
 
 func newDocument(m record.Manifest, s *spec.Scenario) *Document {
-	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}}
+	d := &Document{Schema: Schema, Controls: []Verdict{}, Cells: []Verdict{}, Unavailable: []Unavailable{}, Violations: []Violation{}, Margins: []Margin{}, Advice: []Advice{}}
 	d.Run = Run{Scenario: m.Scenario, About: s.About, Started: m.Started, Seed: m.Seed, Lanes: m.Lanes, Version: m.Idlerace, Kernel: m.Kernel, Cores: m.Cores,
 		StartUp: Duration(m.StartUp), Probing: Duration(m.Probing), Proxies: append([]record.ProxyRun{}, m.Proxies...), Engine: m.Engine, NoPackets: m.NoPackets, Disturbances: map[string]int{}, Shard: m.Shard.String(), Shards: m.Shards, Warnings: append([]string{}, m.Warnings...)}
 	switch m.Ended {

@@ -291,6 +291,45 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
+// What two runs are compared by counts aimed shots alone, and their bursts once
+// each, whatever the order of hits in them.
+func TestAimedShotsByBurst(t *testing.T) {
+	s := tell(racing).upstreamCloses(50)
+	shot := func(burst int, changes ...func(*record.Observation)) {
+		s.observe(func(o *record.Observation) {
+			o.Shot.Burst = burst
+			o.Requests = []record.Event{{Nth: 2, Executed: true}}
+			for _, change := range changes {
+				change(o)
+			}
+		})
+	}
+	lost := func(o *record.Observation) { failed502(o); late(o); o.Requests = nil }
+	logged := func(o *record.Observation) {
+		failed502(o)
+		o.Requests, o.Before = nil, []record.Event{{Kind: record.EventClose, By: record.ByUpstream, Why: record.WhyIdleTimeout}}
+	}
+	unaimed := func(o *record.Observation) { o.Shot.Age = time.Second / 2 }
+	shot(0)
+	shot(0, late)          // sent again
+	shot(1, lost)          // the first of its burst
+	shot(1, lost)          // the same burst
+	shot(1, late)          // and stale besides
+	shot(2, logged)        // stale by the proxy's log alone
+	shot(3, unaimed, lost) // aimed elsewhere
+	shot(4)
+	shot(4, func(o *record.Observation) { lost(o); o.Disturbed = []string{"burn-cpu"} }) // set aside
+	shot(5, failed502)                                                                   // another cause
+	v := s.t.Verdict()
+	got := [6]int{v.AimedShots, v.AimedLost, v.AimedStale, v.AimedBursts, v.LostBursts, v.StaleBursts}
+	if want := [6]int{8, 3, 5, 5, 2, 3}; got != want {
+		t.Errorf("aimed shots, lost, stale; bursts, lost, stale: %v, want %v", got, want)
+	}
+	if want := ClopperPearson(3, 8); *v.Rate != want {
+		t.Errorf("rate %v, want %v", *v.Rate, want)
+	}
+}
+
 func TestClopperPearson(t *testing.T) {
 	// From the definition: the p at which P(X >= k) and P(X <= k) are 2.5 %.
 	for _, c := range []struct {

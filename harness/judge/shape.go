@@ -322,8 +322,9 @@ func margins(cells []Verdict) []Margin {
 		if settings[g] == nil {
 			order = append(order, g)
 		}
+		stale := max(v.Late, v.Attributed) // more than the aimed ones where the first shots met the race, before any was aimed
 		settings[g] = append(settings[g], window.Setting{Margin: c.UpstreamIdle - time.Duration(c.ProxyIdle), RTT: c.RTT,
-			Count: window.Count{Shots: v.AimedShots, Stale: min(max(v.Late, v.Attributed), v.AimedShots)}})
+			Count: window.Count{Shots: max(v.AimedShots, stale), Stale: stale}})
 	}
 	out := []Margin{}
 	for _, g := range order {

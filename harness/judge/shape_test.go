@@ -212,6 +212,11 @@ func TestMargins(t *testing.T) {
 			t.Errorf("%+v, want %+v", m, want)
 		}
 	}
+	// A cell that raced before a shot was aimed has no aimed ones, and raced.
+	early := append(cells[:3:3], cell(940*msec, 0, spec.Races, 0, 35), cell(930*msec, 0, spec.Safe, 600, 0))
+	if m := margins(early)[0]; m.Failed == nil || time.Duration(*m.Failed) != 60*msec || time.Duration(*m.Least) != 70*msec || m.Shots != 600 {
+		t.Errorf("a race before any aim is lost: %+v", m)
+	}
 	if got := margins(cells[:2]); len(got) != 0 {
 		t.Errorf("two differences are no study: %+v", got)
 	}

@@ -23,6 +23,7 @@ type Document struct {
 	Unavailable []Unavailable `json:"unavailable"` // proxies of the scenario that could not run here
 	Violations  []Violation   `json:"violations"`  // of the scenario's policy
 	Margins     []Margin      `json:"margins"`     // where the scenario tries small differences of the two timeouts
+	Advice      []Advice      `json:"advice"`      // what the cells support, by package advice
 }
 
 // Run says where a document comes from.
@@ -102,7 +103,12 @@ type Verdict struct {
 	Disturbed      int            `json:"disturbed"`              // failures among them; other_failures has them too
 	Causes         map[string]int `json:"causes"`                 // failures by record.Cause; disturbed ones as "disturbed: pause-origin + pause-proxy"
 	Statuses       map[string]int `json:"statuses"`               // by status code, or by record.Outcome without a response
-	Rate           *Interval      `json:"rate"`                   // attributed failures per aimed shot, 95 % Clopper-Pearson; null without aimed shots
+	AimedLost      int            `json:"aimed_lost"`             // attributed failures of aimed shots
+	AimedStale     int            `json:"aimed_stale"`            // aimed shots that met an idle-closed connection: lost, or sent again by the proxy
+	AimedBursts    int            `json:"aimed_bursts"`           // bursts with an aimed shot
+	LostBursts     int            `json:"lost_bursts"`            // of these: with one of aimed_lost
+	StaleBursts    int            `json:"stale_bursts"`           // of these: with one of aimed_stale
+	Rate           *Interval      `json:"rate"`                   // aimed_lost per aimed shot, 95 % Clopper-Pearson; null without aimed shots
 	UpstreamClosed *Quantiles     `json:"upstream_closed"`        // idle time at which the upstream closed, as its journal says; null when it never did
 	ProxyClosed    *Quantiles     `json:"proxy_closed"`           // idle time at which the proxy closed; null when it never did
 	Direct         *Quantiles     `json:"upstream_closed_direct"` // idle time to EOF measured at a socket straight to the upstream; null when not measured

@@ -114,6 +114,11 @@ var columns = []struct {
 	{"window_fit.client_lower", fitted(func(f *judge.Fit) *judge.Estimate { return f.ClientLower })},
 	{"set_aside", number(func(v *judge.Verdict) int { return v.SetAside })},
 	{"disturbed", number(func(v *judge.Verdict) int { return v.Disturbed })},
+	{"aimed_lost", number(func(v *judge.Verdict) int { return v.AimedLost })},
+	{"aimed_stale", number(func(v *judge.Verdict) int { return v.AimedStale })},
+	{"aimed_bursts", number(func(v *judge.Verdict) int { return v.AimedBursts })},
+	{"lost_bursts", number(func(v *judge.Verdict) int { return v.LostBursts })},
+	{"stale_bursts", number(func(v *judge.Verdict) int { return v.StaleBursts })},
 }
 
 // fitted is a column of an estimate, without its interval.

@@ -6,18 +6,28 @@ import (
 	"time"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/judge/advice"
 	"idlerace/harness/record"
 	"idlerace/harness/spec"
 )
 
 // documents are the hand-made inputs of the golden files.
 var documents = map[string]func() *judge.Document{
-	"typical": typical,
-	"partial": partial,
+	"typical": with(typical),
+	"partial": with(partial),
 	"hostile": hostile,
 	"shaped":  shaped,
-	"empty":   empty,
-	"wide":    wide,
+	"empty":   with(empty),
+	"wide":    with(wide),
+}
+
+// with adds the advice that a document supports.
+func with(document func() *judge.Document) func() *judge.Document {
+	return func() *judge.Document {
+		d := document()
+		d.Advice = advice.Of(d)
+		return d
+	}
 }
 
 func ms(f float64) judge.Duration { return judge.Duration(f * float64(time.Millisecond)) }
@@ -28,7 +38,7 @@ func probed(proxy, version string, p spec.Idle, u time.Duration, method string) 
 	v := judge.Verdict{
 		ID: c.ID(), Role: judge.RoleCell, Proxy: proxy, Version: version, Runtime: "local", Upstream: "go",
 		ProxyIdle: p.String(), UpstreamIdle: spec.FormatDuration(u), Method: method, Retry: c.Retry, Close: c.Close, RTT: "0s",
-		Shots: 340, AimedShots: 320, Statuses: map[string]int{"200": 340},
+		Shots: 340, AimedShots: 320, AimedBursts: 16, Statuses: map[string]int{"200": 340},
 		Rate:      &judge.Interval{Low: 0, High: 0.0115},
 		Direct:    &judge.Quantiles{N: 10, Min: ms(float64(u.Milliseconds()) + 0.1), P50: ms(float64(u.Milliseconds()) + 0.3), Max: ms(float64(u.Milliseconds()) + 0.9)},
 		Reproduce: "idlerace run scenarios/quickstart.yaml --seed 1 --cell " + c.ID(),
@@ -42,10 +52,11 @@ func probed(proxy, version string, p spec.Idle, u time.Duration, method string) 
 		v.Why = fmt.Sprintf("the proxy closed first, all 340 times an upstream connection went idle, at %s at the latest; no failure in 320 aimed shots around the upstream's close (95 %%: fewer than 1.1 %%)", v.ProxyClosed.Max)
 		return v
 	case method == "GET":
-		v.State, v.Late, v.Retried = spec.Masked, n, n
+		v.State, v.Late, v.Retried, v.AimedStale, v.StaleBursts = spec.Masked, n, n, n, min(n, 14)
 		v.Why = fmt.Sprintf("%d of 340 GETs met an upstream connection that the upstream's idle timer had just closed (set %s, measured %s); %s sent each again and every client got its answer; none was executed twice", n, v.UpstreamIdle, v.Direct.P50, proxy)
 	default:
 		v.State, v.Late, v.Failures, v.Attributed = spec.Races, n, n, n
+		v.AimedLost, v.AimedStale, v.LostBursts, v.StaleBursts = n, n, min(n, 14), min(n, 14)
 		v.Statuses = map[string]int{"200": 340 - n, "502": n}
 		v.Causes = map[string]int{"idle-close": n}
 		v.Rate = &judge.Interval{Low: float64(n) / 320 * 0.64, High: float64(n) / 320 * 1.49}
@@ -156,6 +167,11 @@ func hostile() *judge.Document {
 	d.Violations = []judge.Violation{{Cell: nasty, State: spec.State(nasty), Rule: nasty}}
 	d.Margins = []judge.Margin{{Proxy: nasty, Version: nasty, Runtime: nasty, Method: nasty, Retry: spec.Retry(nasty), Close: spec.Close(nasty), RTT: nasty,
 		Text: nasty, Violations: []string{nasty}}}
+	d.Advice = []judge.Advice{{Proxy: nasty, Version: nasty, Runtime: nasty, Sentences: []judge.Sentence{
+		{Kind: judge.AdviceKind(nasty), Text: nasty, Brief: nasty, Cells: []judge.Support{{ID: nasty, State: spec.State(nasty)}}},
+		{Kind: judge.AdviceSet, Text: nasty, Brief: nasty, Cells: []judge.Support{{ID: nasty}, {ID: nasty}, {ID: nasty}}},
+		{Kind: judge.AdviceMitigation, Rank: -1, Effect: judge.Effect(nasty), Text: nasty, Brief: nasty, Cells: nil},
+	}}}
 	return d
 }
 

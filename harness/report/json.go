@@ -42,6 +42,8 @@ func withoutNull(d *judge.Document) *judge.Document {
 	c.Violations = list(c.Violations)
 	c.Controls = list(slices.Clone(c.Controls))
 	c.Cells = list(slices.Clone(c.Cells))
+	c.Margins = list(c.Margins)
+	c.Advice = list(c.Advice)
 	for _, vs := range [][]judge.Verdict{c.Controls, c.Cells} {
 		for i := range vs {
 			v := &vs[i]

@@ -16,11 +16,24 @@ import (
 
 func init() { register(markdown{}) }
 
-// mdMost bounds a list. The matrices and the table of numbers have every cell.
-const mdMost = 25
+// mdLimits bound what a report may hold besides the matrices and the table of
+// numbers, which have every cell.
+type mdLimits struct {
+	list   int // items of a list
+	why    int // bytes of all reasons together
+	advice int // sentences of advice
+}
 
-// markdown is a report for an issue, a pull request or a repository. GitHub
-// cuts a comment at 65,536 characters; two hundred cells stay below.
+// mdFits is the size that a report should not exceed: GitHub cuts a comment at
+// 65,536 characters.
+const mdFits = 60_000
+
+// mdTries are limits from generous to tight. With the last, two hundred cells
+// fit, whatever else the run had.
+var mdTries = []mdLimits{{25, 24_000, 100}, {25, 18_000, 50}, {12, 14_000, 36}, {6, 12_000, 18}}
+
+// markdown is a report for an issue, a pull request or a repository: as much as
+// fits.
 type markdown struct{}
 
 func (markdown) Name() string { return "markdown" }
@@ -31,25 +44,45 @@ func (markdown) About() string {
 
 func (markdown) Write(w io.Writer, d *judge.Document, _ Options) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# idlerace: %s\n", md(d.Run.Scenario))
-	if d.Run.Partial != "" {
-		fmt.Fprintf(&b, "\n> **Partial run:** %s\n", md(d.Run.Partial))
+	for _, l := range mdTries {
+		b.Reset()
+		l.write(&b, d)
+		if b.Len() <= mdFits {
+			break
+		}
 	}
-	fmt.Fprintf(&b, "\n**%s**\n", md(strings.Join(sentences(d), " ")))
-	if d.Run.About != "" {
-		fmt.Fprintf(&b, "\n%s\n", md(d.Run.About))
-	}
-	mdMatrices(&b, d)
-	mdControls(&b, d)
-	mdWindows(&b, d)
-	mdViolations(&b, d)
-	mdCells(&b, d)
-	mdUnavailable(&b, d.Unavailable)
-	mdWarnings(&b, warnings(d))
-	mdReproduce(&b, d)
-	mdEnvironment(&b, d)
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+func (l mdLimits) write(b *bytes.Buffer, d *judge.Document) {
+	fmt.Fprintf(b, "# idlerace: %s\n", md(d.Run.Scenario))
+	if d.Run.Partial != "" {
+		fmt.Fprintf(b, "\n> **Partial run:** %s\n", md(d.Run.Partial))
+	}
+	fmt.Fprintf(b, "\n**%s**\n", md(strings.Join(sentences(d), " ")))
+	if d.Run.About != "" {
+		fmt.Fprintf(b, "\n%s\n", md(d.Run.About))
+	}
+	mdMatrices(b, d)
+	l.mdAdvice(b, d.Advice)
+	mdControls(b, d)
+	l.mdWindows(b, d)
+	l.mdMargins(b, d.Margins)
+	l.mdViolations(b, d)
+	l.mdCells(b, d)
+	l.mdUnavailable(b, d.Unavailable)
+	l.mdWarnings(b, warnings(d))
+	l.mdReproduce(b, d)
+	mdEnvironment(b, d)
+}
+
+// mdMore says that a list was cut, and where the rest is; nothing where n is
+// not above 0.
+func mdMore(b *bytes.Buffer, n int, field string) {
+	if n > 0 {
+		fmt.Fprintf(b, "\nAnd %d more in verdicts.json (`%s`).\n", n, field)
+	}
 }
 
 func mdMatrices(b *bytes.Buffer, d *judge.Document) {
@@ -112,49 +145,61 @@ func mdControls(b *bytes.Buffer, d *judge.Document) {
 	}
 }
 
-func mdWindows(b *bytes.Buffer, d *judge.Document) {
-	if fits := fitsOf(d); len(fits) > 0 {
-		b.WriteString("\n## Danger windows\n\nAges at the proxy, relative to the measured upstream close, that met a closed connection.\n\n| Cell | Window |\n|:--|:--|\n")
-		for _, v := range fits {
-			fmt.Fprintf(b, "| %s | %s |\n", md(v.ID), md(fitText(v)))
-		}
+func (l mdLimits) mdWindows(b *bytes.Buffer, d *judge.Document) {
+	fits := fitsOf(d)
+	if len(fits) == 0 {
+		return
 	}
-	if len(d.Margins) > 0 {
-		b.WriteString("\n## Margins\n\n")
-		for _, m := range d.Margins {
-			fmt.Fprintf(b, "- %s: %s.\n", md(marginOf(m)), md(m.Text))
-			for _, x := range m.Violations {
-				fmt.Fprintf(b, "  - %s\n", md(x))
-			}
-		}
+	b.WriteString("\n## Danger windows\n\nAges at the proxy, relative to the measured upstream close, that met a closed connection.\n\n| Cell | Window |\n|:--|:--|\n")
+	for _, v := range fits[:min(len(fits), l.list)] {
+		fmt.Fprintf(b, "| %s | %s |\n", md(v.ID), md(fitText(v)))
 	}
+	mdMore(b, len(fits)-l.list, "window_fit")
 }
 
-func mdViolations(b *bytes.Buffer, d *judge.Document) {
+func (l mdLimits) mdMargins(b *bytes.Buffer, margins []judge.Margin) {
+	if len(margins) == 0 {
+		return
+	}
+	b.WriteString("\n## Margins\n\n")
+	for _, m := range margins[:min(len(margins), l.list)] {
+		fmt.Fprintf(b, "- %s: %s.\n", md(marginOf(m)), md(m.Text))
+		const most = 3
+		for _, x := range m.Violations[:min(len(m.Violations), most)] {
+			fmt.Fprintf(b, "  - %s\n", md(x))
+		}
+		if more := len(m.Violations) - most; more > 0 {
+			fmt.Fprintf(b, "  - and %d more in verdicts.json\n", more)
+		}
+	}
+	mdMore(b, len(margins)-l.list, "margins")
+}
+
+func (l mdLimits) mdViolations(b *bytes.Buffer, d *judge.Document) {
 	if len(d.Violations) == 0 {
 		return
 	}
 	b.WriteString("\n## Policy\n")
 	for _, n := range violations(d) {
 		fmt.Fprintf(b, "\n%s:\n\n", md(n.text))
-		for _, cell := range n.cells[:min(len(n.cells), mdMost)] {
+		for _, cell := range n.cells[:min(len(n.cells), l.list)] {
 			fmt.Fprintf(b, "- %s\n", md(cell))
 		}
-		if more := len(n.cells) - mdMost; more > 0 {
+		if more := len(n.cells) - l.list; more > 0 {
 			fmt.Fprintf(b, "- and %d more in verdicts.json\n", more)
 		}
 	}
 }
 
 // mdCells is the table of numbers, per block.
-func mdCells(b *bytes.Buffer, d *judge.Document) {
+func (l mdLimits) mdCells(b *bytes.Buffer, d *judge.Document) {
 	all := blocks(d)
 	if len(all) == 0 {
 		return
 	}
 	fmt.Fprintf(b, "\n## Cells\n\nRate: failures by the race per aimed request, 95 %% interval. Closed: idle time at which that side closed, median.\n"+
 		"Window: ages of the requests that came too late, relative to the upstream's close. A cell's id reads %s.\n", mdCode(d.Cells[0].ID))
-	most := longestWhy(len(d.Cells))
+	most := min(max(l.why/len(d.Cells), 60), 600)
 	for _, bl := range all {
 		fmt.Fprintf(b, "\n### %s\n\n", md(bl.title))
 		b.WriteString("| proxy idle | upstream idle | state | failures/aimed | rate | upstream closed | proxy closed | window | why |\n" +
@@ -165,10 +210,6 @@ func mdCells(b *bytes.Buffer, d *judge.Document) {
 		}
 	}
 }
-
-// longestWhy shares out the space that the reasons may take, so that a report
-// of n cells can still be posted.
-func longestWhy(n int) int { return min(max(24_000/n, 60), 600) }
 
 // clip shortens s to at most n runes.
 func clip(s string, n int) string {
@@ -222,36 +263,37 @@ func window(w *judge.Window) string {
 	return precise(time.Duration(w.From)) + " to " + precise(time.Duration(w.To))
 }
 
-func mdUnavailable(b *bytes.Buffer, list []judge.Unavailable) {
+func (l mdLimits) mdUnavailable(b *bytes.Buffer, list []judge.Unavailable) {
 	if len(list) == 0 {
 		return
 	}
 	b.WriteString("\n## Did not run here\n\n| proxy | reason | what gets it |\n|:--|:--|:--|\n")
-	for _, u := range list {
-		fmt.Fprintf(b, "| %s | %s | %s |\n", md(u.Proxy), md(u.Reason), strings.ReplaceAll(mdCode(u.Get), "|", `\|`))
+	for _, u := range list[:min(len(list), l.list)] {
+		fmt.Fprintf(b, "| %s | %s | %s |\n", md(u.Proxy), md(clip(plain(u.Reason), 600)), strings.ReplaceAll(mdCode(u.Get), "|", `\|`))
 	}
+	mdMore(b, len(list)-l.list, "unavailable")
 }
 
-func mdWarnings(b *bytes.Buffer, list []note) {
+func (l mdLimits) mdWarnings(b *bytes.Buffer, list []note) {
 	if len(list) == 0 {
 		return
 	}
 	b.WriteString("\n## Warnings\n\n")
-	for _, n := range list[:min(len(list), mdMost)] {
+	for _, n := range list[:min(len(list), l.list)] {
 		b.WriteString("- ")
 		if s := n.subject(); s != "" {
 			b.WriteString(md(s) + ": ")
 		}
 		b.WriteString(md(clip(n.text, 200)) + "\n")
 	}
-	if more := len(list) - mdMost; more > 0 {
+	if more := len(list) - l.list; more > 0 {
 		fmt.Fprintf(b, "- and %d more in verdicts.json\n", more)
 	}
 }
 
 // mdReproduce gives the command of every racing cell, as far as a comment has
 // room.
-func mdReproduce(b *bytes.Buffer, d *judge.Document) {
+func (l mdLimits) mdReproduce(b *bytes.Buffer, d *judge.Document) {
 	var commands []string
 	longest := 2
 	for i := range d.Cells {
@@ -268,11 +310,11 @@ func mdReproduce(b *bytes.Buffer, d *judge.Document) {
 	}
 	fence := strings.Repeat("`", longest+1)
 	fmt.Fprintf(b, "\n## Reproduce\n\nOne command per racing cell; `idlerace explain RUN CELL` then shows a lost request step by step.\n\n%ssh\n", fence)
-	for _, c := range commands[:min(len(commands), mdMost)] {
+	for _, c := range commands[:min(len(commands), l.list)] {
 		b.WriteString(c + "\n")
 	}
 	b.WriteString(fence + "\n")
-	if more := len(commands) - mdMost; more > 0 {
+	if more := len(commands) - l.list; more > 0 {
 		fmt.Fprintf(b, "\nThe commands of %d more racing cells are in verdicts.json (`reproduce`).\n", more)
 	}
 }

@@ -11,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/judge/advice"
 	"idlerace/harness/spec"
 )
 
@@ -162,11 +165,48 @@ func TestFourColumnsInOneGroup(t *testing.T) {
 
 func TestMarkdownCanBePosted(t *testing.T) {
 	f, _ := ByName("markdown")
-	for _, d := range []*judge.Document{grid(200), allRace(200)} {
+	for _, d := range []*judge.Document{grid(200), allRace(200), filled(200)} {
 		if n := len(render(t, f, d, Options{})); n > 60_000 {
 			t.Errorf("%d bytes", n)
 		}
 	}
+}
+
+// filled has all that a report of n cells can hold, on four proxies at several
+// round trips: windows, margins, advice, warnings, violations, disturbances.
+func filled(n int) *judge.Document {
+	d := allRace(n)
+	d.Controls, d.Margins = nil, nil
+	long := strings.Repeat("a long text that somebody's log has written ", 12)
+	for i := range d.Cells {
+		v := &d.Cells[i]
+		v.Proxy, v.RTT = []string{"traefik", "envoy", "gohttp", "nginx"}[i%4], []string{"0s", "10ms", "40ms"}[i/4%3]
+		v.ProxyIdle, v.UpstreamIdle = spec.FormatDuration(time.Duration(900+i/12)*time.Millisecond), "1.05s"
+		if i%5 == 0 {
+			v.State = spec.Safe
+		}
+		c, err := v.Cell()
+		if err != nil {
+			panic(err)
+		}
+		v.ID = c.ID()
+		v.Reproduce = "idlerace run scenarios/a-scenario-with-a-long-name.yaml --runtime local --seed 1 --cell " + v.ID
+		v.Why = long + v.ID
+		v.Fit = &judge.Fit{Stale: 100, Shots: 1500, Law: "from -20.09 ms (law -20 ms) to +2.3 ms after the measured close", Why: "no upper edge: all shots beyond it were stale",
+			Width: &judge.Estimate{At: 22, Low: 21, High: 23}, ClientLower: &judge.Estimate{At: 22}}
+	}
+	for _, proxy := range []string{"traefik", "envoy", "gohttp", "nginx"} {
+		d.Controls = append(d.Controls, control(judge.RoleMustRace, proxy, "1.0", spec.Races, 12), control(judge.RoleMustNotRace, proxy, "1.0", spec.Safe, 0))
+		for _, rtt := range []string{"0s", "10ms", "40ms"} {
+			d.Margins = append(d.Margins, judge.Margin{Proxy: proxy, Version: "1.0", Runtime: "local", Method: "POST", Retry: spec.RetryDefault, Close: spec.CloseFIN, RTT: rtt,
+				Violations: slices.Repeat([]string{"margin +30 ms failed in 1 of 300 shots though +20 ms held in 300"}, 20),
+				Text:       "upstream idle > proxy idle + 50 ms held in 2,400 shots (95 %: fewer than 0.13 % of requests)"})
+		}
+		d.Unavailable = append(d.Unavailable, judge.Unavailable{Proxy: proxy + "2", Reason: long, Get: "git clone --depth 1 https://example.org/" + proxy})
+	}
+	d.Run.Partial, d.Run.Warnings, d.Run.NoPackets = long, slices.Repeat([]string{long}, 50), long
+	d.Advice = advice.Of(d)
+	return d
 }
 
 func allRace(n int) *judge.Document {

@@ -34,6 +34,7 @@ func (terminal) Write(w io.Writer, d *judge.Document, o Options) error {
 	p.run(&d.Run)
 	p.matrices(d)
 	p.legend(d)
+	p.advice(d.Advice)
 	p.windows(d)
 	p.margins(d.Margins)
 	p.controls(d)

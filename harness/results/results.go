@@ -3,6 +3,7 @@
 package results
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -184,13 +185,17 @@ func (f *Folder) WriteFile(name string, data []byte) error {
 	return err
 }
 
-// WriteJSON writes v indented.
+// WriteJSON writes v indented, with "<", ">" and "&" as they are: people read
+// it.
 func (f *Folder) WriteJSON(name string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	return f.WriteFile(name, append(b, '\n'))
+	return f.WriteFile(name, b.Bytes())
 }
 
 // Manifest reads manifest.json.

@@ -70,8 +70,8 @@ func signed(d time.Duration) string {
 	return s
 }
 
-// percent spells a bound in two significant digits, rounded up.
-func percent(rate float64) string {
+// Percent spells a bound in two significant digits, rounded up.
+func Percent(rate float64) string {
 	p := 100 * rate
 	if p <= 0 {
 		return "0 %"

@@ -86,7 +86,7 @@ func judge(rtt time.Duration, tried []Setting) Margin {
 				signed(s.Margin), s.Stale, grouping(s.Shots), signed(held.Margin), grouping(held.Shots)))
 		}
 	}
-	m.Bound = upper(Count{Shots: m.Held}, Confidence)
+	m.Bound = Bound(m.Held)
 	switch {
 	case len(tried) == 0:
 		m.Text = "no margin was tried"
@@ -95,7 +95,7 @@ func judge(rtt time.Duration, tried []Setting) Margin {
 		m.Text = fmt.Sprintf("no margin held: the largest, %s, failed in %d of %s shots", signed(last.Margin), last.Stale, grouping(last.Shots))
 	default:
 		m.Text = fmt.Sprintf("upstream idle > proxy idle%s held in %s shots (95 %%: fewer than %s of requests)",
-			beyond(*m.Min), grouping(m.Held), percent(m.Bound))
+			beyond(*m.Min), grouping(m.Held), Percent(m.Bound))
 	}
 	return m
 }

@@ -151,6 +151,10 @@ func clopperPearson(c Count) Interval {
 	return out
 }
 
+// Bound is the exact one-sided upper bound of a rate that none of so many shots
+// showed; 1 without shots.
+func Bound(shots int) float64 { return upper(Count{Shots: shots}, Confidence) }
+
 // upper is the exact one-sided upper bound of the rate; 1 without shots.
 func upper(c Count, confidence float64) float64 {
 	if c.Stale >= c.Shots {
