@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -134,7 +135,8 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err := matrix.Write(stdout, d, terminalOptions(stdout)); err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "\n%s holds the record, report.md and verdicts.json.\n", relative(folder.Path))
+	path := relative(folder.Path)
+	fmt.Fprintf(stderr, "\n%s holds the record, report.md and verdicts.json.\nFor a browser: %s\n", path, filepath.Join(path, results.PageFile))
 	if runErr != nil {
 		return runErr
 	}
@@ -173,7 +175,7 @@ func (f runFlags) command(file string) []string {
 	return out
 }
 
-// publish judges a run from its record and writes verdicts, report and metrics
+// publish judges a run from its record and writes verdicts, reports and metrics
 // beside it.
 func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	d, _, err := judged(folder)
@@ -183,16 +185,22 @@ func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	if err := folder.WriteJSON(results.VerdictsFile, d); err != nil {
 		return nil, err
 	}
-	var md strings.Builder
-	f, err := report.ByName("markdown")
+	o, err := folderOptions(folder, "")
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Write(&md, d, report.Options{}); err != nil {
-		return nil, err
-	}
-	if err := folder.WriteFile(results.ReportFile, []byte(md.String())); err != nil {
-		return nil, err
+	for name, format := range map[string]string{results.ReportFile: "markdown", results.PageFile: "html"} {
+		f, err := report.ByName(format)
+		if err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		if err := f.Write(&b, d, o); err != nil {
+			return nil, err
+		}
+		if err := folder.WriteFile(name, b.Bytes()); err != nil {
+			return nil, err
+		}
 	}
 	text, err := m.Text()
 	if err != nil {
