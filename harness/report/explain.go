@@ -301,8 +301,11 @@ func (tl *Timeline) addLogs(obs record.Observation, result int) {
 		}
 		// The packet that brought it, if captured, left after the attempt began.
 		at := len(steps)
-		for at > 0 && steps[at-1].carries && steps[at-1].Conn == s.Conn {
-			at--
+		for i, p := range steps {
+			if p.carries && p.Conn == s.Conn {
+				at = i
+				break
+			}
 		}
 		if at == len(steps) {
 			attempts[0][0].to = WhoUpstream

@@ -90,8 +90,11 @@ type matrixRow struct {
 	Cells []*part // nil where the run has no such cell
 }
 
-// change is advice: what to set, and which measurements say so.
-type change struct{ Lead, Because string }
+// change is advice: what to set, and what was measured that says so.
+type change struct {
+	Lead    string
+	Because []string // a sentence per proxy
+}
 
 type controlRow struct {
 	Proxy             string
@@ -230,24 +233,25 @@ func headline(d *judge.Document) string {
 
 // changes say what to set, as far as the verdicts alone can tell.
 func changes(d *judge.Document) []change {
-	type sums struct{ all, races, masked, safe int }
 	type proxy struct {
 		name  string
-		below map[time.Duration]*sums // by upstream idle minus proxy idle
+		leads map[time.Duration]*sums  // by upstream idle minus proxy idle
+		pairs map[time.Duration]string // a pair of timeouts that differ so
 		off   sums
 	}
 	var order []*proxy
 	index := map[string]*proxy{}
-	add := func(s *sums, v *judge.Verdict) {
-		s.all++
+	one := func(v *judge.Verdict) sums {
+		s := sums{all: 1}
 		switch v.State {
 		case spec.Races:
-			s.races++
+			s.races = 1
 		case spec.Masked:
-			s.masked++
+			s.masked = 1
 		case spec.Safe:
-			s.safe++
+			s.safe = 1
 		}
+		return s
 	}
 	for i := range d.Cells {
 		v := &d.Cells[i]
@@ -257,64 +261,97 @@ func changes(d *judge.Document) []change {
 		}
 		p := index[proxyName(v)]
 		if p == nil {
-			p = &proxy{name: proxyName(v), below: map[time.Duration]*sums{}}
+			p = &proxy{name: proxyName(v), leads: map[time.Duration]*sums{}, pairs: map[time.Duration]string{}}
 			index[p.name] = p
 			order = append(order, p)
 		}
 		if c.ProxyIdle == spec.Off {
-			add(&p.off, v)
+			p.off.add(one(v))
 			continue
 		}
-		diff := c.UpstreamIdle - time.Duration(c.ProxyIdle)
-		if p.below[diff] == nil {
-			p.below[diff] = &sums{}
+		lead := c.UpstreamIdle - time.Duration(c.ProxyIdle)
+		if p.leads[lead] == nil {
+			p.leads[lead] = &sums{}
+			p.pairs[lead] = fmt.Sprintf("%s against %s", c.ProxyIdle, spec.FormatDuration(c.UpstreamIdle))
 		}
-		add(p.below[diff], v)
+		p.leads[lead].add(one(v))
 	}
 	var out []change
+	say := func(lead, because string) {
+		i := slices.IndexFunc(out, func(c change) bool { return c.Lead == lead })
+		if i < 0 {
+			i, out = len(out), append(out, change{Lead: lead})
+		}
+		out[i].Because = append(out[i].Because, because)
+	}
 	for _, p := range order {
-		diffs := slices.SortedFunc(maps.Keys(p.below), func(a, b time.Duration) int { return cmp.Compare(b, a) })
-		var least *time.Duration // the smallest difference from which on all is safe
+		// From the largest lead of the proxy down to where not all is safe.
+		var least time.Duration
 		var held, rest sums
-		for i, diff := range diffs {
-			s := p.below[diff]
-			if s.safe == s.all && rest.all == 0 && diff > 0 {
-				least = &diffs[i]
-				held.all += s.all
-				continue
+		example := ""
+		for _, lead := range slices.Backward(slices.Sorted(maps.Keys(p.leads))) {
+			s := p.leads[lead]
+			if rest.all == 0 && lead > 0 && s.safe == s.all {
+				least, example = lead, p.pairs[lead]
+				held.add(*s)
+			} else {
+				rest.add(*s)
 			}
-			rest.all, rest.races, rest.masked, rest.safe = rest.all+s.all, rest.races+s.races, rest.masked+s.masked, rest.safe+s.safe
 		}
-		c := change{Lead: plain(p.name) + ": "}
-		var because []string
+		because := plain(p.name) + ": "
 		switch {
-		case rest.races+rest.masked == 0 && p.off.races+p.off.masked == 0:
-			c.Lead += "no request met a closed connection, so nothing here asks for a change."
-		case least != nil:
-			c.Lead += fmt.Sprintf("let it drop idle upstream connections before the upstream does, at least %s earlier.", spec.FormatDuration(*least))
-			because = append(because, fmt.Sprintf("All %d settings tested like that are safe", held.all)+fmt.Sprintf(" (%s is the smallest lead of them)", spec.FormatDuration(*least)))
+		case rest.races+rest.masked == 0:
+			say("Nothing: no request met a closed connection.", because+held.with(rest)+".")
+			continue
+		case least > 0:
+			because += fmt.Sprintf("so set, all %d settings tested are safe; of the %d others %s", held.all, rest.all, rest)
 		default:
-			c.Lead += "no pair of timeouts tested is safe throughout; let the proxy drop idle upstream connections well before the upstream does."
-		}
-		if rest.races+rest.masked > 0 {
-			because = append(because, fmt.Sprintf("of the %d others %d lose requests and %d only work because the proxy sends requests again", rest.all, rest.races, rest.masked))
+			because += fmt.Sprintf("of the %d settings tested %s", rest.all, rest)
 		}
 		if p.off.all > 0 && p.off.safe == p.off.all {
-			because = append(because, "without keep-alive to the upstream nothing is lost either, at the price of a new connection per request")
+			because += "; without keep-alive to the upstream nothing is lost, at the price of a new connection per request"
 		}
-		c.Because = sentenceOf(because)
-		out = append(out, c)
+		if least > 0 {
+			say(fmt.Sprintf("Set the proxy's idle timeout for upstream connections at least %s below the upstream's own, such as %s.", spec.FormatDuration(least), example), because+".")
+		} else {
+			say("Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here is safe.", because+".")
+		}
 	}
 	return out
 }
 
-// sentenceOf joins clauses.
-func sentenceOf(clauses []string) string {
-	if len(clauses) == 0 {
-		return ""
+// sums are cells by what they came to.
+type sums struct{ all, races, masked, safe int }
+
+func (s *sums) add(o sums) {
+	s.all, s.races, s.masked, s.safe = s.all+o.all, s.races+o.races, s.masked+o.masked, s.safe+o.safe
+}
+
+func (s sums) with(o sums) string {
+	s.add(o)
+	return fmt.Sprintf("of the %d settings tested %s", s.all, s)
+}
+
+// String says it of several settings: "6 lose requests and 3 are unproven".
+func (s sums) String() string {
+	var parts []string
+	for _, c := range []struct {
+		n         int
+		one, many string
+	}{
+		{s.races, "loses requests", "lose requests"},
+		{s.masked, "works only because the proxy sends requests again", "work only because the proxy sends requests again"},
+		{s.safe, "is safe", "are safe"},
+		{s.all - s.races - s.masked - s.safe, "is unproven", "are unproven"},
+	} {
+		if c.n > 0 {
+			parts = append(parts, plural(c.n, c.one, c.many))
+		}
 	}
-	s := strings.Join(clauses, "; ") + "."
-	return strings.ToUpper(s[:1]) + s[1:]
+	if n := len(parts); n > 1 {
+		return strings.Join(parts[:n-1], ", ") + " and " + parts[n-1]
+	}
+	return strings.Join(parts, "")
 }
 
 // notTested is what the run says nothing about, and why.

@@ -54,7 +54,7 @@ type part struct {
 
 // figure is a plot with what it shows.
 type figure struct {
-	*plot
+	Plot           *plot // nil: there is nothing to draw
 	Title, Caption string
 }
 
@@ -259,7 +259,7 @@ func (p *part) story(v *judge.Verdict) {
 	tl := NewTimeline(*v.Detail.Example, nil)
 	zero, event := tl.zero()
 	p.Sequence, p.Steps = newSequence(tl.Steps, zero), seqTable(tl.Steps, zero)
-	p.Request = fmt.Sprintf("%s request %d of lane %d, burst %d. Time 0 is %s, %s.", p.Method, tl.Shot.Seq, tl.Shot.Lane, tl.Shot.Burst, event, clock(zero))
+	p.Request = fmt.Sprintf("%s request %d of lane %d, burst %d. Time 0 is %s, %s; (log) is the proxy's log, which tells no time.", p.Method, tl.Shot.Seq, tl.Shot.Lane, tl.Shot.Burst, event, clock(zero))
 	for _, l := range tl.Logs {
 		p.Logs = append(p.Logs, plain(l))
 	}

@@ -15,8 +15,11 @@ import (
 const (
 	plotWidth, plotHeight         = 360, 150
 	plotLeft, plotTop, plotBottom = 34, 22, 118
-	plotRight                     = plotWidth - 8
+	plotRight                     = plotWidth - 26
 )
+
+// mostBars of a histogram leave each one wide enough to see.
+const mostBars = 40
 
 // px is a coordinate in an SVG.
 type px float64
@@ -59,16 +62,16 @@ func (a axis) x(d time.Duration) float64 {
 
 func (a axis) has(d time.Duration) bool { return a.from <= d && d <= a.to }
 
-// ticks are at most six round values.
+// ticks are at most five round values.
 func (a axis) ticks() (out []tick) {
 	step := time.Duration(1)
-	for i := 0; (a.to-a.from)/step > 5; i++ {
+	for i := 0; (a.to-a.from)/step > 4; i++ {
 		step = step * []time.Duration{2, 5, 2}[i%3] / []time.Duration{1, 2, 1}[i%3]
 	}
 	first := a.from.Truncate(step)
 	for d := first; d <= a.to; d += step {
 		if a.has(d) {
-			out = append(out, a.tick(d, axisText(d, step)))
+			out = append(out, tick{pixel(a.x(d)), axisText(d, step), "middle"})
 		}
 	}
 	return out
@@ -90,10 +93,11 @@ func axisText(d, step time.Duration) string {
 	return strconv.FormatFloat(float64(d)/float64(unit), 'f', digits, 64) + " " + name
 }
 
-func (a axis) tick(d time.Duration, text string) tick {
+// mark is a tick whose text stays within the drawing.
+func (a axis) mark(d time.Duration, text string) tick {
 	t := tick{X: pixel(a.x(d)), Text: text, Anchor: "middle"}
 	switch x := float64(t.X); {
-	case x < plotLeft+30:
+	case x < plotLeft+20:
 		t.Anchor = "start"
 	case x > plotRight-30:
 		t.Anchor = "end"
@@ -117,7 +121,7 @@ func (p *plot) bar(class string, a axis, from, to time.Duration, share float64) 
 
 func (p *plot) mark(a axis, d time.Duration, text string) {
 	if a.has(d) {
-		p.Marks = append(p.Marks, a.tick(d, text))
+		p.Marks = append(p.Marks, a.mark(d, text))
 	}
 }
 
@@ -129,10 +133,9 @@ func closes(who string, h judge.Histogram, set time.Duration) (p *plot, outside 
 	if len(bins) == 0 {
 		return nil, 0
 	}
-	total, most := 0, 0
+	total := 0
 	for _, n := range h.Counts {
 		total += n
-		most = max(most, n)
 	}
 	// From both ends a hundredth may go, if the rest then fills the drawing.
 	lo, hi := 0, len(bins)-1
@@ -149,13 +152,24 @@ func closes(who string, h judge.Histogram, set time.Duration) (p *plot, outside 
 	if reach := a.to - a.from; set > 0 && set >= a.from-reach && set <= a.to+reach {
 		a.from, a.to = min(a.from, set-reach/20), max(a.to, set+reach/20)
 	}
-	p = newPlot(a, fmt.Sprintf("Histogram of %d idle times at which the %s closed a connection", total, who), strconv.Itoa(most))
+	width := h.Width // of a bar
+	for (a.to-a.from)/width > mostBars {
+		width *= 2
+	}
+	bars, most := map[time.Duration]int{}, 0
 	for i, from := range bins {
+		n := h.Counts[from]
 		if i < lo || i > hi {
-			outside += h.Counts[from]
+			outside += n
 			continue
 		}
-		p.bar("calm", a, from, from+h.Width, float64(h.Counts[from])/float64(most))
+		from = from.Truncate(width)
+		bars[from] += n
+		most = max(most, bars[from])
+	}
+	p = newPlot(a, fmt.Sprintf("Histogram of %d idle times at which the %s closed a connection", total, who), strconv.Itoa(most))
+	for _, from := range slices.Sorted(maps.Keys(bars)) {
+		p.bar("calm", a, max(from, a.from), from+width, float64(bars[from])/float64(most))
 	}
 	if set > 0 {
 		p.mark(a, set, "set")

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"idlerace/harness/record"
@@ -9,7 +10,7 @@ import (
 
 // Where a sequence diagram has what, in its own units.
 const (
-	seqWidth = 860
+	seqWidth = 800
 	seqTop   = 34 // below the parties' names
 	seqLine  = 16 // of text
 	seqRow   = 10 // between rows
@@ -19,7 +20,7 @@ const (
 var lifelines = []struct {
 	who string
 	x   int
-}{{WhoClient, 110}, {WhoProxy, 370}, {WhoUpstream, 630}}
+}{{WhoClient, 106}, {WhoProxy, 326}, {WhoUpstream, 546}}
 
 // sequence is a timeline as a diagram: lifelines, messages between them, notes
 // beside them, and the pauses between.
@@ -58,7 +59,7 @@ type seqPause struct {
 }
 
 // wrapSeq is how many characters of a diagram's text fit between two lifelines.
-const wrapSeq = 34
+const wrapSeq = 29
 
 // newSequence draws the steps of a request; zero is the instant that times are
 // relative to.
@@ -69,6 +70,12 @@ func newSequence(steps []Step, zero int64) *sequence {
 		place[l.who] = l.x
 		s.Parties = append(s.Parties, seqParty{l.who, l.x})
 	}
+	conns := map[uint64]bool{}
+	for _, st := range steps {
+		conns[st.Conn] = true
+	}
+	delete(conns, 0)
+	several := len(conns) > 1
 	y, last := seqTop+seqRow, int64(0)
 	for _, st := range steps {
 		if st.At > 0 {
@@ -78,8 +85,8 @@ func newSequence(steps []Step, zero int64) *sequence {
 			}
 			last = st.At
 		}
-		text := plain(st.Text)
-		if st.Conn != 0 {
+		text := strings.TrimPrefix(plain(st.Text), "> ") // an arrow shows that it is a packet
+		if st.Conn != 0 && several {
 			text = fmt.Sprintf("conn %d: %s", st.Conn&(1<<record.ConnBits-1), text)
 		}
 		from, known := place[st.Who]
