@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"idlerace/harness/react"
 	"idlerace/harness/report"
 	"idlerace/harness/results"
 )
@@ -64,14 +62,11 @@ func writeReport(cmd *cobra.Command, run string, f reportFlags) error {
 		return err
 	}
 	defer folder.Close()
-	o, err := folderOptions(folder, f.reaction)
-	if err != nil {
-		return err
-	}
 	d, _, err := judged(folder)
 	if err != nil {
 		return err
 	}
+	o := folderOptions(folder, f.reaction)
 	if f.out == "" {
 		t := terminalOptions(cmd.OutOrStdout())
 		o.Color, o.Width = t.Color, t.Width
@@ -80,31 +75,37 @@ func writeReport(cmd *cobra.Command, run string, f reportFlags) error {
 	if o.Folder, err = wayTo(folder.Path, f.out); err != nil {
 		return environmentExit(err)
 	}
-	return environmentExit(writeFile(f.out, func(w io.Writer) error { return format.Write(w, d, o) }))
+	var b bytes.Buffer
+	if err := format.Write(&b, d, o); err != nil {
+		return err
+	}
+	return environmentExit(os.WriteFile(f.out, b.Bytes(), 0o644))
 }
 
 // folderOptions are what a report may take from a run's folder. The reaction
 // cards are from a file, or else from the folder, if it has some.
-func folderOptions(folder *results.Folder, reaction string) (report.Options, error) {
-	o := report.Options{Files: folder.FS()}
-	var d *react.Document
-	var err error
-	if reaction != "" {
-		if d, err = readReaction(reaction); err != nil {
-			return o, fmt.Errorf("--reaction: %w", err)
+func folderOptions(folder *results.Folder, reaction string) report.Options {
+	return report.Options{Files: folder.FS(), Reactions: func() ([]report.Reaction, error) {
+		path := reaction
+		if path == "" {
+			path = filepath.Join(folder.Path, results.ReactionFile)
 		}
-	} else {
-		own := filepath.Join(folder.Path, results.ReactionFile)
-		if d, err = readReaction(own); errors.Is(err, fs.ErrNotExist) {
-			return o, nil
-		} else if err != nil {
-			return o, err
+		d, err := readReaction(path)
+		switch {
+		case err == nil:
+		case reaction != "":
+			return nil, fmt.Errorf("--reaction: %w", err)
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, nil
+		default:
+			return nil, err
 		}
-	}
-	for _, t := range d.Tables() {
-		o.Reactions = append(o.Reactions, report.Reaction(t))
-	}
-	return o, nil
+		var out []report.Reaction
+		for _, t := range d.Tables() {
+			out = append(out, report.Reaction(t))
+		}
+		return out, nil
+	}}
 }
 
 // wayTo is the relative path, with slashes, from the folder of a file to a run's
@@ -126,13 +127,4 @@ func wayTo(folder, file string) (string, error) {
 		return "", err
 	}
 	return filepath.ToSlash(rel), nil
-}
-
-// writeFile replaces a file by what write writes, or leaves it as it is.
-func writeFile(path string, write func(io.Writer) error) error {
-	var b bytes.Buffer
-	if err := write(&b); err != nil {
-		return err
-	}
-	return os.WriteFile(path, b.Bytes(), 0o644)
 }

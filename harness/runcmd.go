@@ -185,17 +185,13 @@ func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	if err := folder.WriteJSON(results.VerdictsFile, d); err != nil {
 		return nil, err
 	}
-	o, err := folderOptions(folder, "")
-	if err != nil {
-		return nil, err
-	}
 	for name, format := range map[string]string{results.ReportFile: "markdown", results.PageFile: "html"} {
 		f, err := report.ByName(format)
 		if err != nil {
 			return nil, err
 		}
 		var b bytes.Buffer
-		if err := f.Write(&b, d, o); err != nil {
+		if err := f.Write(&b, d, folderOptions(folder, "")); err != nil {
 			return nil, err
 		}
 		if err := folder.WriteFile(name, b.Bytes()); err != nil {

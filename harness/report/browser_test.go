@@ -239,7 +239,7 @@ func TestBrowserPhone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := tab(t, b)
 			var wide []string
-			do(t, ctx, chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile), chromedp.Navigate(store(t, d, Options{Files: folderOf(d), Reactions: reactions()})),
+			do(t, ctx, chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile), chromedp.Navigate(store(t, d, Options{Files: folderOf(d), Reactions: reactions})),
 				chromedp.Evaluate(`(() => { const bad = []; const check = () => { if (document.documentElement.scrollWidth > 360) bad.push(location.hash + ' ' + document.documentElement.scrollWidth) };
 					check(); for (const d of document.querySelectorAll('details')) d.open = true;
 					for (const c of [...document.querySelectorAll('.cell')].slice(0, 12)) { location.hash = c.id; check() } return bad })()`, &wide))
@@ -273,7 +273,7 @@ const contrast = `(() => {
 func TestBrowserLooks(t *testing.T) {
 	b := browser(t)
 	d := full(128)
-	url := store(t, d, Options{Files: folderOf(d), Reactions: reactions()})
+	url := store(t, d, Options{Files: folderOf(d), Reactions: reactions})
 	dir := t.ArtifactDir()
 	cell := "#cell-" + slug(d.Cells[len(d.Cells)-1].ID)
 	for i := range d.Cells {

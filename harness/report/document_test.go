@@ -348,11 +348,11 @@ func folderOf(d *judge.Document) fs.FS {
 	return files
 }
 
-func reactions() []Reaction {
+func reactions() ([]Reaction, error) {
 	return []Reaction{
 		{Title: "nginx 1.22.1 (local)", Sentence: "nginx 1.22.1: replays GET on a fresh connection; loses all others with 502.",
 			Columns: []string{"fin-unread", "fin-read", "fin-executed", "rst", "half-close"},
 			Rows:    [][]string{{"GET", "200 retried", "200 retried", "200 retried, executed twice", "200 retried", "200 retried"}, {"POST", "502", "502", "502, executed", "502", "502"}}},
 		{Title: nasty, Sentence: nasty, Columns: []string{nasty}, Rows: [][]string{{nasty, nasty}}},
-	}
+	}, nil
 }

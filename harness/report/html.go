@@ -37,8 +37,18 @@ var htmlStyle string
 var htmlTemplate = template.Must(template.New("page").Parse(htmlPage))
 
 func (html) Write(w io.Writer, d *judge.Document, o Options) error {
+	sheet := newSheet(d, o)
+	if o.Reactions != nil {
+		cards, err := o.Reactions()
+		if err != nil {
+			return err
+		}
+		for _, c := range cards {
+			sheet.Reactions = append(sheet.Reactions, plainReaction(c))
+		}
+	}
 	var b bytes.Buffer
-	if err := htmlTemplate.Execute(&b, newSheet(d, o)); err != nil {
+	if err := htmlTemplate.Execute(&b, sheet); err != nil {
 		return fmt.Errorf("html: %w", err)
 	}
 	_, err := w.Write(b.Bytes())
@@ -188,9 +198,6 @@ func newSheet(d *judge.Document, o Options) *sheet {
 		s.Margins = append(s.Margins, x)
 	}
 	s.Untested = notTested(d, parts)
-	for _, c := range o.Reactions {
-		s.Reactions = append(s.Reactions, plainReaction(c))
-	}
 	return s
 }
 

@@ -6,9 +6,12 @@ import (
 	"io/fs"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"idlerace/harness/judge"
 	"idlerace/harness/results"
@@ -99,7 +102,7 @@ func unique(used map[string]bool, id string) string {
 
 func newPart(v *judge.Verdict, o Options) *part {
 	p := &part{look: lookOf(v.State), Cell: plain(v.ID), Proxy: plain(proxyName(v)), Row: plain(v.ProxyIdle), Col: plain(v.UpstreamIdle), Method: plain(v.Method),
-		Why: plain(v.Why), Reproduce: visible(v.Reproduce), Rate: percent(v.Rate), Upstream: median(v.UpstreamClosed), ProxySide: median(v.ProxyClosed)}
+		Why: sentenceCase(plain(v.Why)), Reproduce: visible(v.Reproduce), Rate: percent(v.Rate), Upstream: median(v.UpstreamClosed), ProxySide: median(v.ProxyClosed)}
 	switch v.Role {
 	case judge.RoleMustRace:
 		p.Role = "control: must race"
@@ -125,6 +128,19 @@ func newPart(v *judge.Verdict, o Options) *part {
 	p.story(v)
 	p.files(v, o)
 	return p
+}
+
+// sentenceCase makes a clause a sentence.
+func sentenceCase(s string) string {
+	r, n := utf8.DecodeRuneInString(s)
+	if n == 0 {
+		return "No reason recorded."
+	}
+	s = string(unicode.ToUpper(r)) + s[n:]
+	if !strings.HasSuffix(s, ".") {
+		s += "."
+	}
+	return s
 }
 
 // heat takes the share from the same numbers as mark does.
@@ -188,9 +204,9 @@ func (p *part) facts(v *judge.Verdict) {
 	if v.SetAside > 0 {
 		add("set aside for disturbances", plural(v.SetAside, "request", "requests"))
 	}
-	add("upstream idle timeout", fmt.Sprintf("set %s; closed after %s", v.UpstreamIdle, spread(v.UpstreamClosed)))
+	add("upstream idle timeout", fmt.Sprintf("set %s; %s", v.UpstreamIdle, spread(v.UpstreamClosed)))
 	add("the same without a proxy", spread(v.Direct))
-	add("proxy idle timeout", fmt.Sprintf("set %s; closed after %s", v.ProxyIdle, spread(v.ProxyClosed)))
+	add("proxy idle timeout", fmt.Sprintf("set %s; %s", v.ProxyIdle, spread(v.ProxyClosed)))
 	if v.Window != nil {
 		add("ages that came too late", window(v.Window)+" around the upstream's close")
 	}
@@ -202,9 +218,9 @@ func (p *part) facts(v *judge.Verdict) {
 // spread is a sample in words.
 func spread(q *judge.Quantiles) string {
 	if q == nil {
-		return "never seen"
+		return "never seen to close an idle connection"
 	}
-	return fmt.Sprintf("%s to %s, median %s (%s)", precise(time.Duration(q.Min)), precise(time.Duration(q.Max)), precise(time.Duration(q.P50)), plural(q.N, "close", "closes"))
+	return fmt.Sprintf("closed after %s to %s, median %s (%s)", precise(time.Duration(q.Min)), precise(time.Duration(q.Max)), precise(time.Duration(q.P50)), plural(q.N, "close", "closes"))
 }
 
 func (p *part) plots(v *judge.Verdict) {
@@ -223,7 +239,11 @@ func (p *part) plots(v *judge.Verdict) {
 		return
 	}
 	if a := agePlot(v.Detail.Ages, c.RTT); a != nil {
-		p.Plots = append(p.Plots, figure{a, "Aimed requests by age", "How long the connection had been idle, before (-) or after the expected upstream close. Dark: met a closed connection."})
+		met := "None of them met a closed connection."
+		if slices.ContainsFunc(a.Bars, func(b bar) bool { return b.Class == "hit" }) {
+			met = "Dark: they met a closed connection."
+		}
+		p.Plots = append(p.Plots, figure{a, "Aimed requests by age", "How long the connection had been idle, before (-) or after the expected upstream close. " + met})
 	}
 	for _, side := range []struct {
 		who string

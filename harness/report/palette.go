@@ -57,11 +57,11 @@ var palette = []colour{
 	{"open-1", "#e3e5e8", "#3a4047"},
 	{"none-1", "#f4f5f7", "#1e2328"},
 	{"broken-1", "#e2d2f0", "#4a2f66"},
-	{"calm", "#9db4c6", "#56708a"}, // a plot's bars
-	{"hit", "#a83600", "#ff9d6b"},  // those of them that met a closed connection
+	{"calm", "#7e98ae", "#4d667e"}, // a plot's bars
+	{"hit", "#842900", "#ffa275"},  // those of them that met a closed connection
 }
 
-// palettes writes the palette as CSS: light, and dark where a screen asks for
+// paletteCSS writes the palette as CSS: light, and dark where a screen asks for
 // it. Paper is light.
 func paletteCSS() string {
 	var b strings.Builder

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"idlerace/harness/judge"
@@ -43,6 +44,26 @@ type plot struct {
 type bar struct {
 	Class      string
 	X, Y, W, H px
+}
+
+// Path is the bars of a class as one SVG path: a page has many thousand.
+func (p *plot) Path(class string) string {
+	var b strings.Builder
+	for _, r := range p.Bars {
+		if r.Class == class {
+			fmt.Fprintf(&b, "M%s %sh%sv%sh-%sz", r.X, r.Y, r.W, r.H, r.W)
+		}
+	}
+	return b.String()
+}
+
+// Whiskers are the intervals, likewise.
+func (p *plot) Whiskers() string {
+	var b strings.Builder
+	for _, w := range p.Whisker {
+		fmt.Fprintf(&b, "M%s %sV%s", w.X, w.Y1, w.Y2)
+	}
+	return b.String()
 }
 
 type line struct{ X, Y1, Y2 px }

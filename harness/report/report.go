@@ -39,8 +39,8 @@ type Options struct {
 	// Folder leads from the report to the run's folder: a relative path with
 	// slashes, or empty where the report lies in it.
 	Folder string
-	// Reactions are the cards of `idlerace react`, if there are any.
-	Reactions []Reaction
+	// Reactions gives the cards of `idlerace react`, if there are any. May be nil.
+	Reactions func() ([]Reaction, error)
 }
 
 // Reaction is what one proxy does when the upstream ends a reused connection.

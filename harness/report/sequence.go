@@ -44,8 +44,16 @@ type seqStep struct {
 	Arrow  bool
 	X1, X2 int // of the arrow; X1 of the dot
 	ArrowY int
-	Tip    string // points of its head
 	Class  string // "lost": what went wrong; may be empty
+}
+
+// Path is the arrow as an SVG path.
+func (s seqStep) Path() string {
+	back := 7
+	if s.X2 > s.X1 {
+		back = -7
+	}
+	return fmt.Sprintf("M%d %dH%dl%d-4v8l%d-4", s.X1, s.ArrowY, s.X2, back, -back)
 }
 
 type seqText struct {
@@ -109,11 +117,6 @@ func newSequence(steps []Step, zero int64) *sequence {
 		}
 		if row.Arrow {
 			row.ArrowY = y + 3
-			back := 7
-			if row.X2 > row.X1 {
-				back = -7
-			}
-			row.Tip = fmt.Sprintf("%d,%d %d,%d %d,%d", row.X2, row.ArrowY, row.X2+back, row.ArrowY-4, row.X2+back, row.ArrowY+4)
 			y += 8
 		}
 		if st.lost {
