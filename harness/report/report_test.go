@@ -80,7 +80,7 @@ func checkWidth(t *testing.T, s string, width int) {
 	}
 }
 
-var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv", "junit": "xml", "badge": "svg", "html": "html"}
+var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv", "junit": "xml", "badge": "svg", "html": "html", "picture": "picture.svg"}
 
 func TestGolden(t *testing.T) {
 	for _, f := range All() {
