@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -41,6 +42,10 @@ Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` 
 	}
 }
 
+// forTests are programs that no run needs, only tests, by the command that gets
+// each. They may be required all the same.
+var forTests = map[string]string{"chromium": "apt-get install -y chromium"}
+
 // examine prints what can run and gives the names that are required and
 // cannot.
 func examine(ctx context.Context, w io.Writer, self string, required []string) (lacking []string, err error) {
@@ -77,7 +82,11 @@ func examine(ctx context.Context, w io.Writer, self string, required []string) (
 		}
 	}
 	for _, name := range required {
-		if name != record.RuntimeDocker && !slices.Contains(proxy.Names(), name) {
+		if get, ok := forTests[name]; ok {
+			if _, err := exec.LookPath(name); err != nil {
+				lacking = append(lacking, fmt.Sprintf("%s (to get it: %s)", name, get))
+			}
+		} else if name != record.RuntimeDocker && !slices.Contains(proxy.Names(), name) {
 			lacking = append(lacking, name+" (not a proxy this version knows)")
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -164,7 +165,8 @@ func runScenario(cmd *cobra.Command, file string, f runFlags) error {
 	if err := matrix.Write(stdout, d, terminalOptions(stdout)); err != nil {
 		return err
 	}
-	prog.say("\n%s holds the record, report.md and verdicts.json.", relative(folder.Path))
+	path := relative(folder.Path)
+	prog.say("\n%s holds the record, report.md and verdicts.json.\nFor a browser: %s", path, filepath.Join(path, results.PageFile))
 	if f.metricsWait > 0 {
 		lastScrape(hard, soft, endpoint, f.metricsWait, prog.say)
 	}
@@ -206,7 +208,7 @@ func (f runFlags) command(file string) []string {
 	return out
 }
 
-// publish judges a run from its record and writes verdicts, report and metrics
+// publish judges a run from its record and writes verdicts, reports and metrics
 // beside it.
 func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	d, _, err := judged(folder)
@@ -216,16 +218,18 @@ func publish(folder *results.Folder, m *metrics.Set) (*judge.Document, error) {
 	if err := folder.WriteJSON(results.VerdictsFile, d); err != nil {
 		return nil, err
 	}
-	var md strings.Builder
-	f, err := report.ByName("markdown")
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Write(&md, d, report.Options{}); err != nil {
-		return nil, err
-	}
-	if err := folder.WriteFile(results.ReportFile, []byte(md.String())); err != nil {
-		return nil, err
+	for name, format := range map[string]string{results.ReportFile: "markdown", results.PageFile: "html"} {
+		f, err := report.ByName(format)
+		if err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		if err := f.Write(&b, d, folderOptions(folder, "")); err != nil {
+			return nil, err
+		}
+		if err := folder.WriteFile(name, b.Bytes()); err != nil {
+			return nil, err
+		}
 	}
 	if m == nil {
 		return d, nil // merged: metrics.prom is each shard's

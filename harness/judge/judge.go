@@ -4,6 +4,7 @@
 package judge
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -68,12 +69,13 @@ type Tally struct {
 	upstreamClosed, proxyClosed, direct                 sample
 	lateAges                                            sample
 	otherTexts                                          string // one text of an unattributed failure
-	raced, replayed                                     *Example
+	raced, replayed                                     *record.Observation
 	orphans, unreached                                  int
 	captured                                            bool
 	setAside, disturbed                                 int            // requests that say nothing of the pair: the run was disturbed; those of them that failed
 	calm                                                map[string]int // statuses of all others
 	shape                                               shape
+	detail                                              Detail
 
 	// Bursts that were aimed or met a stale connection, and those that did.
 	burst               int // the one under way
@@ -147,7 +149,11 @@ func (t *Tally) Observe(o record.Observation) {
 		t.aimed++
 	}
 	stale := o.Stale()
-	t.inBurst(o.Shot, stale || o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose)
+	met := stale || o.Shot.Failed() && t.Cause(o) == record.CauseIdleClose
+	t.inBurst(o.Shot, met)
+	if aimed {
+		t.detail.Ages.add(o.Shot.Age-o.Shot.Edge, t.s.RTT, met)
+	}
 	if t.s.Window {
 		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
 	}
@@ -176,7 +182,7 @@ func (t *Tally) Observe(o record.Observation) {
 		if stale {
 			t.retried++
 			if t.replayed == nil {
-				t.replayed = &Example{o.Shot.Cell, o.Shot.Seq}
+				t.replayed = keep(o)
 			}
 		}
 		return
@@ -196,9 +202,12 @@ func (t *Tally) Observe(o record.Observation) {
 		t.attributedAimed++
 	}
 	if t.raced == nil {
-		t.raced = &Example{o.Shot.Cell, o.Shot.Seq}
+		t.raced = keep(o)
 	}
 }
+
+// keep moves one observation to the heap, and not all that are observed.
+func keep(o record.Observation) *record.Observation { return &o }
 
 // disturbedCause stands before the kinds of disturbance in Verdict.Causes.
 const disturbedCause = string(record.CauseDisturbed) + ": "
@@ -359,11 +368,13 @@ func (t *Tally) Close(e record.Event) {
 	switch {
 	case e.IdleClosed():
 		t.upstreamClosed.add(e.Idle)
+		t.detail.Upstream.add(e.Idle)
 		if t.s.Window {
 			t.shape.close(e)
 		}
 	case e.Kind == record.EventClose && e.By == record.ByPeer && e.Idle > 0:
 		t.proxyClosed.add(e.Idle)
+		t.detail.Proxy.add(e.Idle)
 	}
 }
 
@@ -501,11 +512,11 @@ func (t *Tally) Verdict() Verdict {
 	if t.upstreamClosed.n > 0 && time.Duration(c.ProxyIdle) > c.UpstreamIdle+nearMargin {
 		v.Fit = t.shape.fit(c, t.s.RTT-c.RTT, &t.upstreamClosed)
 	}
-	switch {
-	case t.raced != nil:
-		v.Example = t.raced
-	case t.replayed != nil:
-		v.Example = t.replayed
+	detail := t.detail
+	detail.Example = cmp.Or(t.raced, t.replayed)
+	v.Detail = &detail
+	if o := detail.Example; o != nil {
+		v.Example = &Example{o.Shot.Cell, o.Shot.Seq}
 	}
 	v.Why = t.why(v)
 	if t.orphans > 0 {

@@ -118,6 +118,7 @@ type Verdict struct {
 	Warnings       []string       `json:"warnings"`
 	Reproduce      string         `json:"reproduce"`
 	Example        *Example       `json:"example"` // the failure (attributed > 0) or the replay (late > 0) that explain shows; null without
+	Detail         *Detail        `json:"-"`       // what plots are drawn from; nil where the verdict was read from a file
 }
 
 // Example names one proven request of a cell.

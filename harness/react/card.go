@@ -54,10 +54,40 @@ func (d *Document) WriteText(w io.Writer) error {
 	return err
 }
 
+// Table is a card as plain text: a row per case, an outcome per ending.
+type Table struct {
+	Title    string // "nginx 1.22.1, retry on (local)"
+	Sentence string // its conclusion
+	Columns  []string
+	Rows     [][]string // Case.Name, then Trial.String of each column
+}
+
+// Tables gives the cards in the order of the document.
+func (d *Document) Tables() []Table {
+	var out []Table
+	for _, c := range d.cards() {
+		t := Table{Title: c.heading(), Sentence: c.sentence()}
+		for _, e := range Endings() {
+			t.Columns = append(t.Columns, string(e))
+		}
+		for i, trial := range c.trials {
+			if i%len(t.Columns) == 0 {
+				t.Rows = append(t.Rows, []string{trial.Case})
+			}
+			last := len(t.Rows) - 1
+			t.Rows[last] = append(t.Rows[last], trial.String())
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+func (c card) heading() string { return fmt.Sprintf("%s (%s)", c.title(), c.proxy.Runtime) }
+
 // write writes the table. A cell has a line per part, so that it fits into
 // Width.
 func (c card) write(b *strings.Builder) {
-	fmt.Fprintf(b, "%s (%s)\n\n", c.title(), c.proxy.Runtime)
+	b.WriteString(c.heading() + "\n\n")
 	rows := [][][]string{{{""}}} // of cells of lines
 	for _, e := range Endings() {
 		rows[0] = append(rows[0], []string{string(e)})

@@ -209,6 +209,33 @@ func TestCardFits(t *testing.T) {
 	}
 }
 
+// TestTables: the same as the card, cell by cell.
+func TestTables(t *testing.T) {
+	d := document(func(c Case, e Ending) []Result {
+		if c.Method == "GET" && e == RST {
+			return []Result{lost, replay}
+		}
+		return []Result{lost}
+	})
+	tables := d.Tables()
+	if len(tables) != 1 {
+		t.Fatalf("%d tables", len(tables))
+	}
+	got := tables[0]
+	if diff := cmp.Diff([]string{"fin-unread", "fin-read", "fin-executed", "rst", "half-close"}, got.Columns); diff != "" {
+		t.Error(diff)
+	}
+	if got.Sentence != d.Conclusions[0].Text || !strings.HasPrefix(got.Title, "p 1.0 (") {
+		t.Errorf("%q: %q", got.Title, got.Sentence)
+	}
+	if len(got.Rows) != len(Cases()) {
+		t.Fatalf("%d rows", len(got.Rows))
+	}
+	if diff := cmp.Diff([]string{"GET", "502", "502", "502, executed", "502 or 200 retried", "502"}, got.Rows[0]); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestErr(t *testing.T) {
 	d := document(func(Case, Ending) []Result { return []Result{lost} })
 	if err := d.Err(); err != nil {

@@ -2,7 +2,10 @@ package report
 
 import (
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"strings"
+	"testing/fstest"
 	"time"
 
 	"idlerace/harness/judge"
@@ -283,4 +286,89 @@ func grid(n int) *judge.Document {
 		d.Cells = append(d.Cells, probed(fmt.Sprintf("proxy%d", i/200), "1.0", p, u, []string{"GET", "POST"}[i/100%2]))
 	}
 	return d
+}
+
+// full is a run of n cells, two methods of four proxies, with all that a page
+// can show of each.
+func full(n int) *judge.Document {
+	d := &judge.Document{Schema: judge.Schema, Run: run("matrix")}
+	proxies := []string{"gohttp", "nginx", "envoy", "traefik"}
+	for i := range n {
+		proxy, method := proxies[i/2%4], []string{"GET", "POST"}[i%2]
+		p, u := spec.Idle(i/8%4+1)*spec.Idle(500*time.Millisecond), time.Duration(i/32%4+1)*500*time.Millisecond
+		d.Cells = append(d.Cells, probed(proxy, "1.26.3", p, u, method))
+	}
+	for _, proxy := range proxies {
+		d.Controls = append(d.Controls,
+			control(judge.RoleMustRace, proxy, "1.26.3", spec.Races, 12),
+			control(judge.RoleMustNotRace, proxy, "1.26.3", spec.Safe, 0))
+	}
+	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
+		for i := range list {
+			detail(&list[i])
+		}
+	}
+	return d
+}
+
+// detail gives a verdict what its plots and its diagram are drawn from, as large
+// as in a real run.
+func detail(v *judge.Verdict) {
+	c, err := v.Cell()
+	if err != nil {
+		panic(err)
+	}
+	v.Detail = &judge.Detail{Ages: judge.Ages{Width: 500 * time.Microsecond, Bins: map[time.Duration]judge.AgeCount{}}}
+	for i := range 40 {
+		n := judge.AgeCount{Shots: 3 + i*(39-i)/10}
+		if v.Late > 0 && i > 18 && i < 24 {
+			n.Stale = n.Shots / 2
+		}
+		v.Detail.Ages.Bins[time.Duration(i-20)*500*time.Microsecond] = n
+	}
+	histogram := func(set time.Duration) judge.Histogram {
+		h := judge.Histogram{Width: 40 * time.Microsecond, Counts: map[time.Duration]int{}}
+		for i := range 36 {
+			h.Counts[(set + time.Duration(i*i)*4*time.Microsecond).Truncate(h.Width)] += 40 - i
+		}
+		h.Counts[(set + 80*time.Millisecond).Truncate(h.Width)] = 1
+		return h
+	}
+	if c.ProxyIdle != spec.Off && time.Duration(c.ProxyIdle) <= c.UpstreamIdle {
+		v.Detail.Proxy = histogram(time.Duration(c.ProxyIdle))
+	}
+	if v.Late > 0 {
+		v.Detail.Upstream = histogram(c.UpstreamIdle)
+		o := stories()["packets"].obs
+		if v.State == spec.Masked {
+			o = stories()["get-masked"].obs
+		}
+		v.Detail.Example = &o
+	}
+}
+
+// folderOf is a run's folder with the configuration of every cell that may be
+// looked for, and the packets of those that met a closed connection.
+func folderOf(d *judge.Document) fs.FS {
+	files := fstest.MapFS{}
+	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
+		for _, v := range list {
+			if dir := "cells/" + v.ID; fs.ValidPath(dir) {
+				files[dir+"/proxy.conf"] = &fstest.MapFile{Data: []byte(strings.Repeat("upstream u {\n\tserver 127.0.0.1:16812; # "+nasty+"\n}\n", 12))}
+				if v.Late > 0 {
+					files[dir+"/evidence.pcapng"] = &fstest.MapFile{}
+				}
+			}
+		}
+	}
+	return files
+}
+
+func reactions() ([]Reaction, error) {
+	return []Reaction{
+		{Title: "nginx 1.22.1 (local)", Sentence: "nginx 1.22.1: replays GET on a fresh connection; loses all others with 502.",
+			Columns: []string{"fin-unread", "fin-read", "fin-executed", "rst", "half-close"},
+			Rows:    [][]string{{"GET", "200 retried", "200 retried", "200 retried, executed twice", "200 retried", "200 retried"}, {"POST", "502", "502", "502, executed", "502", "502"}}},
+		{Title: nasty, Sentence: nasty, Columns: []string{nasty}, Rows: [][]string{{nasty, nasty}}},
+	}, nil
 }

@@ -41,8 +41,11 @@ type Step struct {
 	Conn uint64 // the upstream's number of the connection; 0: none
 	Text string
 
-	arrival bool // of the request at the upstream
-	carries bool // a packet with bytes of the request
+	from    string // whom it came from, as a message; "": nobody
+	to      string // whom it goes to, likewise
+	lost    bool   // it is what went wrong
+	arrival bool   // of the request at the upstream
+	carries bool   // a packet with bytes of the request
 }
 
 // NewTimeline puts an observation in order. before may hold further events of
@@ -68,8 +71,11 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 				tl.Closed = &e
 			}
 			tl.add(e.At, e.Conn, "idle timer fires after "+precise(e.Idle)+", closes")
+			if !captured(obs, e.Conn) { // else its FIN is a step of its own
+				tl.Steps[len(tl.Steps)-1].to = WhoProxy
+			}
 		case e.Kind == record.EventClose && e.By == record.ByPeer:
-			tl.Steps = append(tl.Steps, Step{At: e.At, Who: WhoProxy, Conn: e.Conn, Text: "closes it, idle for " + precise(e.Idle)})
+			tl.Steps = append(tl.Steps, Step{At: e.At, Who: WhoProxy, Conn: e.Conn, Text: "closes it, idle for " + precise(e.Idle), to: WhoUpstream})
 		case e.Kind == record.EventClose:
 			tl.add(e.At, e.Conn, "closes: "+cmp.Or(e.Why, e.Err, "reason not recorded"))
 		}
@@ -81,6 +87,7 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 		}
 		tl.add(e.At, e.Conn, text)
 		tl.Steps[len(tl.Steps)-1].arrival = true
+		tl.Steps[len(tl.Steps)-1].lost = true
 	}
 	for _, e := range obs.Requests {
 		text := "reads the request, does not execute it"
@@ -101,11 +108,11 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 	if s.Age > 0 {
 		sent = "sends the request at an age of " + precise(s.Age)
 	}
-	tl.Steps = append(tl.Steps, Step{At: s.Sent, Who: WhoClient, Text: sent})
+	tl.Steps = append(tl.Steps, Step{At: s.Sent, Who: WhoClient, Text: sent, to: WhoProxy})
 	slices.SortStableFunc(tl.Steps, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
 
 	// A half-closing upstream may read the late request after the client's failure.
-	result := Step{At: answered, Who: WhoClient, Text: outcome(s)}
+	result := Step{At: answered, Who: WhoClient, from: WhoProxy, Text: outcome(s), lost: s.Failed()}
 	at, _ := slices.BinarySearchFunc(tl.Steps, answered+1, func(s Step, at int64) int { return cmp.Compare(s.At, at) })
 	tl.Steps = slices.Insert(tl.Steps, at, result)
 	tl.addLogs(obs, at)
@@ -185,12 +192,17 @@ func (tl *Timeline) packets(p record.Packets) {
 		if k.At < from {
 			continue
 		}
-		who := WhoUpstream
+		who, to := WhoUpstream, WhoProxy
 		if k.FromPeer {
-			who = WhoProxy
+			who, to = to, who
 		}
-		tl.Steps = append(tl.Steps, Step{At: k.At, Who: who, Conn: p.Conn, Text: packet(k), carries: k.FromPeer && k.Len > 0})
+		tl.Steps = append(tl.Steps, Step{At: k.At, Who: who, Conn: p.Conn, Text: packet(k), to: to, carries: k.FromPeer && k.Len > 0})
 	}
+}
+
+// captured reports whether packets of a connection are among an observation's.
+func captured(obs record.Observation, conn uint64) bool {
+	return slices.ContainsFunc(obs.Packets, func(p record.Packets) bool { return p.Conn == conn })
 }
 
 // packet is a packet in a few words: "> FIN,ACK", "> 312 bytes, request 17".
@@ -289,8 +301,14 @@ func (tl *Timeline) addLogs(obs record.Observation, result int) {
 		}
 		// The packet that brought it, if captured, left after the attempt began.
 		at := len(steps)
-		for at > 0 && steps[at-1].carries && steps[at-1].Conn == s.Conn {
-			at--
+		for i, p := range steps {
+			if p.carries && p.Conn == s.Conn {
+				at = i
+				break
+			}
+		}
+		if at == len(steps) {
+			attempts[0][0].to = WhoUpstream
 		}
 		steps = append(slices.Insert(steps, at, attempts[0][0]), s)
 		if failed := attempts[0][1]; failed.Text != "" {
@@ -334,10 +352,7 @@ func Explain(w io.Writer, v judge.Verdict, tl Timeline, o Options) error {
 	p.text(2, p.normal, plain(v.Why))
 	p.line("")
 	s := tl.Shot
-	zero, event := s.Sent, "the client's request"
-	if tl.Closed != nil {
-		zero, event = tl.Closed.At, "the upstream's close"
-	}
+	zero, event := tl.zero()
 	p.text(0, p.normal, fmt.Sprintf("%s request %d of lane %d, burst %d (%s). Time 0 is %s, %s.",
 		plain(v.Method), s.Seq, s.Lane, s.Burst, plain(string(s.Phase)), event, clock(zero)))
 	p.line("")

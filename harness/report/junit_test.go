@@ -149,18 +149,45 @@ func TestJUnitResults(t *testing.T) {
 	}
 }
 
-func TestBadgeIsXML(t *testing.T) {
-	f, _ := ByName("badge")
-	for name, document := range documents {
-		s := render(t, f, document(), Options{})
-		in := xml.NewDecoder(strings.NewReader(s))
-		for {
-			_, err := in.Token()
-			if errors.Is(err, io.EOF) {
-				break
+// TestSVGIsXML: a browser shows nothing of an SVG that is not well formed.
+func TestSVGIsXML(t *testing.T) {
+	for _, format := range []string{"badge", "picture"} {
+		f, _ := ByName(format)
+		for name, document := range documents {
+			s := render(t, f, document(), Options{})
+			in := xml.NewDecoder(strings.NewReader(s))
+			for {
+				tok, err := in.Token()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatalf("%s: %s: %v\n%s", format, name, err, s)
+				}
+				if e, ok := tok.(xml.StartElement); ok && (e.Name.Local == "script" || e.Name.Local == "a" || e.Name.Local == "image") {
+					t.Errorf("%s: %s: <%s>", format, name, e.Name.Local)
+				}
 			}
-			if err != nil {
-				t.Fatalf("%s: %v\n%s", name, err, s)
+		}
+	}
+}
+
+// TestPictureHasEveryCell, by sign and word.
+func TestPictureHasEveryCell(t *testing.T) {
+	f, _ := ByName("picture")
+	for _, name := range []string{"typical", "wide", "shaped"} {
+		d := documents[name]()
+		s := render(t, f, d, Options{})
+		for i := range d.Cells {
+			v := &d.Cells[i]
+			l := lookOf(v.State)
+			_, rest, ok := strings.Cut(s, "<g transform")
+			for ok && !strings.Contains(rest, ">"+v.ID+": ") {
+				_, rest, ok = strings.Cut(rest, "<g transform")
+			}
+			g, _, _ := strings.Cut(rest[strings.Index(rest, ">"+v.ID+": ")+1:], "</g>")
+			if !strings.Contains(g, l.Sign+" "+l.Word) || !strings.Contains(g, hits(v)) {
+				t.Errorf("%s: %s (%s): %s", name, v.ID, v.State, g)
 			}
 		}
 	}

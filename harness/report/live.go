@@ -167,19 +167,19 @@ type marks struct {
 	text   func(*judge.Interim) string
 }
 
-// bar is the width of a cell's progress.
-const bar = 6
+// barWidth is the width of a cell's progress.
+const barWidth = 6
 
 var (
 	rich = marks{14, true, func(o *judge.Interim) string {
 		if o.Decided == 0 {
-			return dots(o, bar) + " " + count(o.Aimed) + "/" + count(o.Asked)
+			return dots(o, barWidth) + " " + count(o.Aimed) + "/" + count(o.Asked)
 		}
 		return mark(interim(o))
 	}}
-	short = marks{bar, true, func(o *judge.Interim) string {
+	short = marks{barWidth, true, func(o *judge.Interim) string {
 		if o.Decided == 0 {
-			return dots(o, bar)
+			return dots(o, barWidth)
 		}
 		word, _, _ := strings.Cut(mark(interim(o)), " ")
 		return word
@@ -268,7 +268,7 @@ func (f *frame) matrices(m *marks, running, roomy bool, room int) []string {
 		if roomy && len(out) > 0 {
 			out = append(out, "")
 		}
-		var l line
+		var l inkLine
 		for i, p := range some {
 			left := i * (each + between)
 			l.at(left, f.strong, fit(p.title, label))
@@ -280,7 +280,7 @@ func (f *frame) matrices(m *marks, running, roomy bool, room int) []string {
 		}
 		out = append(out, l.String())
 		for _, row := range f.rows {
-			var l line
+			var l inkLine
 			name := row.String()
 			for i, p := range some {
 				left := i * (each + between)
@@ -316,7 +316,7 @@ func (f *frame) legend(m *marks) string {
 // controls is a line that says how they stand: the one that must race, then the
 // one that must not.
 func (f *frame) controls() []string {
-	var l line
+	var l inkLine
 	for _, proxy := range f.proxies {
 		begun := false
 		for i := range f.Cells {
@@ -333,7 +333,7 @@ func (f *frame) controls() []string {
 				l.add(f.faint, before)
 				l.add(f.normal, plain(proxy))
 			}
-			text, in := dots(o, bar/2), f.of(o)
+			text, in := dots(o, barWidth/2), f.of(o)
 			if over(o) {
 				text, in = "FAILED", f.inks[spec.Broken]
 				if holds(interim(o)) {
@@ -369,7 +369,7 @@ func (f *frame) counts(proxies []string) []string {
 				}
 			}
 		}
-		var l line
+		var l inkLine
 		l.at(0, f.strong, cut(plain(proxy), name))
 		l.at(name+2, f.normal, fmt.Sprintf("%d/%d", done, all))
 		column := name + 2 + 9
@@ -470,13 +470,13 @@ func fit(s string, width int) string {
 	return cut(s, width)
 }
 
-// line is filled from the left.
-type line struct {
+// inkLine is filled from the left.
+type inkLine struct {
 	strings.Builder
 	width int // columns so far
 }
 
-func (l *line) add(in ink, s string) {
+func (l *inkLine) add(in ink, s string) {
 	l.WriteString(in.on)
 	l.WriteString(s)
 	l.WriteString(in.off)
@@ -484,7 +484,7 @@ func (l *line) add(in ink, s string) {
 }
 
 // at adds s at a column.
-func (l *line) at(column int, in ink, s string) {
+func (l *inkLine) at(column int, in ink, s string) {
 	if n := column - l.width; n > 0 {
 		l.WriteString(strings.Repeat(" ", n))
 		l.width = column

@@ -320,38 +320,9 @@ func (l mdLimits) mdReproduce(b *bytes.Buffer, d *judge.Document) {
 }
 
 func mdEnvironment(b *bytes.Buffer, d *judge.Document) {
-	r := &d.Run
 	b.WriteString("\n## Environment\n\n| | |\n|:--|:--|\n")
-	row := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(b, "| %s | %s |\n", name, md(value))
-		}
-	}
-	row("started", when(r))
-	row("seed", strconv.FormatUint(r.Seed, 10))
-	if r.Lanes > 0 {
-		row("lanes per cell", strconv.Itoa(r.Lanes))
-	}
-	if r.Shards > 0 {
-		row("merged from", plural(r.Shards, "shard", "shards"))
-	}
-	row("start-up", rough(r.StartUp))
-	row("probing", rough(r.Probing))
-	row("machine", machine(r))
-	if e := r.Engine; e != nil {
-		row("containers", fmt.Sprintf("%s (%s, %s); each: %s", engine(e), e.OS, e.Arch, e.Limits))
-	}
-	if len(r.Disturbances) > 0 {
-		row("disturbed on purpose", disturbances(r))
-	}
-	seen := map[string]bool{}
-	for _, list := range [][]judge.Verdict{d.Cells, d.Controls} {
-		for i := range list {
-			if name := proxyName(&list[i]); !seen[name] {
-				seen[name] = true
-				row("proxy", name+image(r, list[i].Proxy))
-			}
-		}
+	for _, row := range environment(d) {
+		fmt.Fprintf(b, "| %s | %s |\n", row[0], md(row[1]))
 	}
 }
 

@@ -116,28 +116,41 @@ func timeouts(values []string) []string {
 // any. Only words that mean trouble are in capitals, so that a table can be
 // scanned without colour.
 func mark(v *judge.Verdict) string {
-	of := func(n int) string {
-		shots := v.AimedShots
-		if n > shots { // some failed before the edge was known to aim at
-			shots = v.Shots
-		}
-		return " " + count(n) + "/" + count(shots)
-	}
 	switch v.State {
 	case spec.Races:
-		return "RACES" + of(v.Attributed)
+		return "RACES " + hits(v)
 	case spec.Masked:
-		return "masked" + of(v.Late)
+		return "masked " + hits(v)
 	case spec.Safe:
-		return "safe" + of(v.Failures)
+		return "safe " + hits(v)
 	case spec.Inconclusive:
-		return "?" + of(v.Failures)
+		return "? " + hits(v)
 	case spec.Unsupported:
 		return "n/a"
 	case spec.Broken:
 		return "BROKEN"
 	}
 	return string(v.State)
+}
+
+// hits are the numbers that a state stands on, "n/m"; empty where there are none.
+func hits(v *judge.Verdict) string {
+	n := 0
+	switch v.State {
+	case spec.Races:
+		n = v.Attributed
+	case spec.Masked:
+		n = v.Late
+	case spec.Safe, spec.Inconclusive:
+		n = v.Failures
+	default:
+		return ""
+	}
+	shots := v.AimedShots
+	if n > shots { // some failed before the edge was known to aim at
+		shots = v.Shots
+	}
+	return count(n) + "/" + count(shots)
 }
 
 // legend says what the marks mean, in the order of spec.States.

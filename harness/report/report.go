@@ -1,11 +1,13 @@
 // Package report renders a document of verdicts for people and for programs,
 // one file per format, and explains single requests. It reads what the judge
-// wrote and nothing else; it must not import stack, load, proxy or run.
+// wrote and, where a caller hands it over, the run's folder; it must not import
+// stack, load, proxy or run.
 package report
 
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"sort"
 	"strings"
 
@@ -29,6 +31,24 @@ type Format interface {
 type Options struct {
 	Color bool // ANSI colours
 	Width int  // columns; 0 means 80, and 40 is the least
+
+	// Files is the run's folder, which has what a document has not: each cell's
+	// rendered configuration and its packets. Nil: the report says what is
+	// missing.
+	Files fs.FS
+	// Folder leads from the report to the run's folder: a relative path with
+	// slashes, or empty where the report lies in it.
+	Folder string
+	// Reactions gives the cards of `idlerace react`, if there are any. May be nil.
+	Reactions func() ([]Reaction, error)
+}
+
+// Reaction is what one proxy does when the upstream ends a reused connection.
+type Reaction struct {
+	Title    string     // "nginx 1.22.1 (local), retry on"
+	Sentence string     // what the table means
+	Columns  []string   // how the connection ended
+	Rows     [][]string // the kind of request, then an outcome per column
 }
 
 func (o Options) width() int {

@@ -83,7 +83,7 @@ func checkWidth(t *testing.T, s string, width int) {
 	}
 }
 
-var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv", "junit": "xml", "badge": "svg"}
+var extension = map[string]string{"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv", "junit": "xml", "badge": "svg", "html": "html", "picture": "picture.svg"}
 
 func TestGolden(t *testing.T) {
 	for _, f := range All() {
@@ -93,7 +93,7 @@ func TestGolden(t *testing.T) {
 			continue
 		}
 		for name, document := range documents {
-			if (ext == "json" || ext == "csv") && (name == "wide" || name == "partial") {
+			if (ext == "json" || ext == "csv" || ext == "html") && (name == "wide" || name == "partial") {
 				continue // long, and says nothing that the other documents do not
 			}
 			t.Run(f.Name()+"/"+name, func(t *testing.T) {
@@ -445,7 +445,7 @@ func TestByName(t *testing.T) {
 		}
 		names[f.Name()] = true
 	}
-	for _, want := range []string{"terminal", "markdown", "json", "csv", "junit", "badge"} {
+	for _, want := range []string{"terminal", "markdown", "json", "csv", "junit", "badge", "html"} {
 		if !names[want] {
 			t.Errorf("no format %s", want)
 		}

@@ -27,8 +27,11 @@ const (
 	ObservationsFile = "observations.jsonl"
 	VerdictsFile     = "verdicts.json"
 	ReportFile       = "report.md"
+	PageFile         = "report.html"
+	ReactionFile     = "reaction.json" // of idlerace react; a run writes none
 	MetricsFile      = "metrics.prom"
 	CellsDir         = "cells"
+	ConfigFile       = "proxy.conf"      // in a cell's folder
 	EvidenceFile     = "evidence.pcapng" // in a cell's folder
 	StackDir         = "stack"
 	ShardsDir        = "shards" // of a merged run: <i>/ is what shard i left, but for its cells' folders
@@ -197,6 +200,9 @@ func (f *Folder) WriteJSON(name string, v any) error {
 	}
 	return f.WriteFile(name, b.Bytes())
 }
+
+// FS reads the folder's files; nothing outside it.
+func (f *Folder) FS() fs.FS { return f.root.FS() }
 
 // Manifest reads manifest.json.
 func (f *Folder) Manifest() (record.Manifest, error) {

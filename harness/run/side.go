@@ -177,7 +177,7 @@ func (r *run) startProxy(ctx context.Context, sd *side, name string, in proxy.In
 		return err
 	}
 	for _, route := range in.Routes {
-		if err := r.folder.WriteFile(filepath.Join(results.CellsDir, route.ID, "proxy.conf"), []byte(f.Adapter.Excerpt(route, in))); err != nil {
+		if err := r.folder.WriteFile(filepath.Join(results.CellsDir, route.ID, results.ConfigFile), []byte(f.Adapter.Excerpt(route, in))); err != nil {
 			return err
 		}
 	}
