@@ -29,7 +29,8 @@ var rules = map[string]rule{
 	"stack":        {only: []string{}},
 	"plan":         {only: []string{"spec"}, never: []string{"stack", "load", "proxy", "run"}},
 	"record":       {never: []string{"stack", "load", "proxy", "run", "judge", "report"}},
-	"origin":       {only: []string{"origin/link", "record", "spec", "wire"}},
+	"origin":       {only: []string{"origin/link", "origin/netem", "record", "spec", "wire"}},
+	"origin/netem": {only: []string{}},
 	"origin/link":  {only: []string{}},
 	"wire":         {only: []string{"record"}},
 	"gohttp":       {only: []string{"record", "spec"}},
@@ -54,6 +55,7 @@ var outside = map[string][]string{
 	"github.com/testcontainers/testcontainers-go": {"stack/docker"},
 	"github.com/tsenart/vegeta":                   {"load", "run"},
 	"github.com/spf13/cobra":                      {""},
+	"github.com/vishvananda/netlink":              {"origin/netem"},
 	"testing":                                     {},
 }
 

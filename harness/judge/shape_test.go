@@ -254,7 +254,7 @@ func TestMiddlebox(t *testing.T) {
 	}
 	for expiry, want := range map[time.Duration]spec.State{0: spec.Races, 500 * msec: spec.Inconclusive, 2 * time.Second: spec.Races} {
 		s := tell(racing)
-		s.t.s.Expiry = expiry
+		s.t.s.Link.Idle = expiry
 		v := s.answered(300, 2).upstreamCloses(40).observe(named).t.Verdict()
 		if v.State != want || (v.Causes[string(record.CauseReset)] == 1) != (want == spec.Inconclusive) {
 			t.Errorf("expiry %s: %s %v, want %s", expiry, v.State, v.Causes, want)
