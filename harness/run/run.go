@@ -123,6 +123,9 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 		o.Say = func(string, ...any) {}
 	}
 	finder := &Finder{Runtime: cmp.Or(o.Runtime, RuntimeAuto), Self: o.Self, Say: o.Say}
+	if s.Link.Netem {
+		finder.Contained = "link.driver " + string(spec.DriverNetem)
+	}
 	defer func() {
 		if err != nil {
 			finder.Close()

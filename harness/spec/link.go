@@ -154,6 +154,9 @@ func (d *draft) checkLink() error {
 	return nil
 }
 
+// maxNetemJitter is what the kernel can draw.
+const maxNetemJitter = 4 * time.Second
+
 // checkNetem refuses what the kernel cannot do, and a driver with nothing to do.
 func (d *draft) checkNetem() error {
 	for _, v := range d.relayOnly {
@@ -162,6 +165,9 @@ func (d *draft) checkNetem() error {
 			hint = "say the whole round trip: axes.rtt, or link.down"
 		}
 		return v.fault(hint, "driver %s has no such thing: it delays what leaves the upstream, and no more", DriverNetem)
+	}
+	if jitter := d.Link.Down.Jitter; jitter > maxNetemJitter {
+		return d.linkAt.fault(fmt.Sprintf("at most %s", maxNetemJitter), "a jitter of %s is longer than %s can draw", FormatDuration(jitter), DriverNetem)
 	}
 	if d.Link == (Link{Netem: true}) && slices.Max(d.Axes.RTT) == 0 {
 		return d.driverAt.fault("axes.rtt: [20ms], or link.down: {delay: 20ms}", "%s has nothing to delay", DriverNetem)

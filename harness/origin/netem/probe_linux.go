@@ -27,6 +27,9 @@ func Probe() error {
 		if err == nil {
 			err = s.Close()
 		}
+		if missing, ok := errors.AsType[*MissingError](err); ok {
+			err = missing // of which interface is no matter
+		}
 		result <- err
 	}()
 	return <-result
