@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"idlerace/harness/judge"
+	"idlerace/harness/origin/netem"
 	"idlerace/harness/proxy"
 	"idlerace/harness/record"
 	"idlerace/harness/results"
@@ -146,6 +148,32 @@ probe: {lanes: 30, shots: 120, budget: 120s}`)
 			}
 			lateIsFailed(t, folder)
 		})
+	}
+}
+
+// TestE2EDockerNetem: where containers' kernel has netem the danger window begins
+// a round trip before the close, as with the relay; where it has not the run is
+// refused with the reason, and nothing is left.
+func TestE2EDockerNetem(t *testing.T) {
+	needEngine(t)
+	file := scenarioFile(t, mark+"-netem", "gohttp", `axes: {proxy_idle: [2s], upstream_idle: [600ms], method: [POST], rtt: [60ms]}
+link: {driver: netem}
+probe: {lanes: 30, shots: 600, budget: 120s, aim: window, until: shots}`)
+	if err := netem.Probe(); err == nil {
+		d, _ := runOn(t, record.RuntimeDocker, file)
+		v := d.Cells[0]
+		if f := v.Fit; v.State != spec.Races || f == nil || f.Lower == nil || time.Duration(f.Lower.At) > -30*time.Millisecond || time.Duration(f.Lower.At) < -90*time.Millisecond {
+			t.Errorf("%s: %s %+v: %s", v.ID, v.State, f, v.Why)
+		}
+		return
+	} else if missing, ok := errors.AsType[*netem.MissingError](err); !ok {
+		t.Skipf("netem: %v", err)
+	} else {
+		cmd := exec.Command(binary, "run", file, "--runtime", record.RuntimeDocker, "--out", t.TempDir())
+		text, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != exitEnvironment || !strings.Contains(string(text), missing.Error()) {
+			t.Errorf("exit code %d\n%s", code, text)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -10,18 +11,23 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"idlerace/harness/origin/netem"
 	"idlerace/harness/proxy"
 	"idlerace/harness/record"
 	"idlerace/harness/run"
+	"idlerace/harness/spec"
+	"idlerace/harness/stack/docker"
 )
 
 func doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what can run on this machine, and how to get what cannot",
-		Long: `Say whether a container engine can be used, and for each proxy what runtime auto
-would take on this machine, in which version, and why; for one that cannot run
-the reason and the one command that gets it. Nothing is pulled or built.
+		Long: `Say whether a container engine can be used, whether this kernel has netem (for
+scenarios with link.driver netem; to try takes root), and for each proxy what
+runtime auto would take on this machine, in which version, and why; for one that
+cannot run the reason and the one command that gets it. Nothing is pulled or
+built.
 
 Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` cannot.`,
 		Args: cobra.NoArgs,
@@ -69,6 +75,17 @@ func examine(ctx context.Context, w io.Writer, self string, required []string) (
 		}
 		fmt.Fprintf(&b, "ok       %-8s %s %s at %s; %s\n", record.RuntimeDocker, i.Name, i.Version, i.Host, reaper)
 	}
+	switch known, err := hasNetem(e, noEngine); {
+	case err == nil:
+		fmt.Fprintf(&b, "ok       %-8s this kernel has it, for link.driver %s in containers\n", spec.DriverNetem, spec.DriverNetem)
+	case known:
+		missing(string(spec.DriverNetem), err.Error())
+	default:
+		fmt.Fprintf(&b, "unknown  %-8s %v\n", spec.DriverNetem, err)
+		if slices.Contains(required, string(spec.DriverNetem)) {
+			lacking = append(lacking, string(spec.DriverNetem))
+		}
+	}
 	for _, a := range proxy.All() {
 		f, err := finder.Find(ctx, a, "")
 		if err != nil {
@@ -86,12 +103,29 @@ func examine(ctx context.Context, w io.Writer, self string, required []string) (
 			if _, err := exec.LookPath(name); err != nil {
 				lacking = append(lacking, fmt.Sprintf("%s (to get it: %s)", name, get))
 			}
-		} else if name != record.RuntimeDocker && !slices.Contains(proxy.Names(), name) {
+		} else if name != record.RuntimeDocker && name != string(spec.DriverNetem) && !slices.Contains(proxy.Names(), name) {
 			lacking = append(lacking, name+" (not a proxy this version knows)")
 		}
 	}
 	_, err = io.WriteString(w, b.String())
 	return lacking, err
+}
+
+// hasNetem tries whether the kernel of containers has netem. An error says why
+// it has not, or why that is not known.
+func hasNetem(e *docker.Engine, noEngine error) (known bool, err error) {
+	if noEngine == nil && !e.Info().Local {
+		return false, errors.New("containers run on another machine's kernel, which only a run can try")
+	}
+	err = netem.Probe()
+	_, missing := errors.AsType[*netem.MissingError](err)
+	switch {
+	case errors.Is(err, netem.ErrNoRight):
+		err = fmt.Errorf("to try it takes root: %w", err)
+	case errors.Is(err, netem.ErrNoSystem):
+		err = errors.New("containers run on a kernel of their own here, which only a run can try")
+	}
+	return missing, err
 }
 
 // source says where a proxy comes from: "1.26.3 (local, /usr/sbin/nginx)".

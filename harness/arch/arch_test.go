@@ -29,7 +29,8 @@ var rules = map[string]rule{
 	"stack":        {only: []string{}},
 	"plan":         {only: []string{"spec"}, never: []string{"stack", "load", "proxy", "run"}},
 	"record":       {never: []string{"stack", "load", "proxy", "run", "judge", "report"}},
-	"origin":       {only: []string{"origin/link", "record", "spec", "wire"}},
+	"origin":       {only: []string{"origin/link", "origin/netem", "record", "spec", "wire"}},
+	"origin/netem": {only: []string{}},
 	"origin/link":  {only: []string{}},
 	"wire":         {only: []string{"record"}},
 	"gohttp":       {only: []string{"record", "spec"}},
@@ -58,6 +59,7 @@ var outside = map[string][]string{
 	"github.com/tsenart/vegeta":                   {"load", "run"},
 	"github.com/spf13/cobra":                      {""},
 	"github.com/aclements/go-moremath":            {"compare"},
+	"github.com/vishvananda/netlink":              {"origin/netem"},
 	"testing":                                     {},
 }
 

@@ -82,6 +82,7 @@ ENTRYPOINT ["/idlerace"]
 type service struct {
 	Name, Image, Entrypoint, IP, After string
 	Ports                              []port
+	Capabilities                       []string
 }
 
 type port struct{ Number, About string }
@@ -99,7 +100,7 @@ func composeService(s stack.Service, name string, files map[string]string, ports
 		command = append(command, strings.ReplaceAll(a, "{dir}", home))
 	}
 	entry, _ := json.Marshal(command) // a list of strings
-	out := service{Name: name, Image: s.Image, Entrypoint: string(entry)}
+	out := service{Name: name, Image: s.Image, Entrypoint: string(entry), Capabilities: s.Capabilities}
 	for _, p := range slices.Sorted(maps.Keys(ports)) {
 		out.Ports = append(out.Ports, port{p, ports[p]})
 	}
@@ -136,6 +137,9 @@ services:
     ports:
 {{- range .Ports}}
       - "127.0.0.1:{{.Number}}:{{.Number}}" # {{.About}}
+{{- end}}
+{{- if .Capabilities}}
+    cap_add: [{{range $i, $c := .Capabilities}}{{if $i}}, {{end}}{{$c}}{{end}}]
 {{- end}}
 {{- if .After}}
     depends_on: [{{.After}}]

@@ -95,3 +95,24 @@ func TestImage(t *testing.T) {
 		t.Errorf("%s", files["compose.yaml"])
 	}
 }
+
+// A netem link takes a right that the proxy does not get.
+func TestNetem(t *testing.T) {
+	c := cell(t, "gohttp")
+	c.Server.RTT, c.Server.Link.Netem = 20*time.Millisecond, true
+	files, err := Files(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Services map[string]struct {
+			CapAdd []string `yaml:"cap_add"`
+		}
+	}
+	if err := yaml.Unmarshal([]byte(files["compose.yaml"]), &doc); err != nil {
+		t.Fatal(err)
+	}
+	if o, p := doc.Services["origin"].CapAdd, doc.Services["proxy"].CapAdd; !slices.Equal(o, []string{"NET_ADMIN"}) || p != nil {
+		t.Errorf("origin %v, proxy %v", o, p)
+	}
+}

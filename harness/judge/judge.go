@@ -51,8 +51,8 @@ type Subject struct {
 	Runtime   string
 	Fault     string        // what ended the item's proxy or the origin in mid-run; empty: nothing
 	RTT       time.Duration // the longest between proxy and upstream, jitter included
+	Link      spec.Link     // between them
 	Shots     int           // aimed shots asked for
-	Expiry    time.Duration // idle time after which a middlebox gives a connection up; 0: never
 	Window    bool          // they are spread for the danger window's shape: fit it
 	Until     spec.Until
 	Reproduce string
@@ -155,7 +155,7 @@ func (t *Tally) Observe(o record.Observation) {
 		t.detail.Ages.add(o.Shot.Age-o.Shot.Edge, t.s.RTT, met)
 	}
 	if t.s.Window {
-		t.shape.observe(o, t.s.Item.Cell, stale || o.Shot.Failed(), &t.upstreamClosed)
+		t.shape.observe(o, t.s, stale || o.Shot.Failed(), &t.upstreamClosed)
 	}
 	for _, e := range o.Requests {
 		if e.Nth > 1 {
@@ -299,7 +299,7 @@ func (t *Tally) trusts(edge time.Duration) bool {
 // middlebox that gave the connection up before the upstream did kept the
 // upstream's close from the proxy, which therefore cannot have met it.
 func (t *Tally) Cause(o record.Observation) record.Cause {
-	if gone := t.s.Expiry; gone > 0 {
+	if gone := t.s.Link.Idle; gone > 0 {
 		o.Before = slices.DeleteFunc(slices.Clone(o.Before), func(e record.Event) bool { return e.IdleClosed() && e.Idle > gone })
 	}
 	return Cause(o)
@@ -510,7 +510,7 @@ func (t *Tally) Verdict() Verdict {
 	}
 	// Where the proxy closes first, or in between, that end is its own.
 	if t.upstreamClosed.n > 0 && time.Duration(c.ProxyIdle) > c.UpstreamIdle+nearMargin {
-		v.Fit = t.shape.fit(c, t.s.RTT-c.RTT, &t.upstreamClosed)
+		v.Fit = t.shape.fit(t.s, &t.upstreamClosed)
 	}
 	detail := t.detail
 	detail.Example = cmp.Or(t.raced, t.replayed)
@@ -833,7 +833,7 @@ func SubjectOf(m record.Manifest, s *spec.Scenario, it plan.Item) Subject {
 		sub.Fault = f
 	}
 	if it.Role == plan.RoleCell {
-		sub.RTT, sub.Expiry, sub.Window = s.Link.RTT(it.Cell.RTT), s.Link.Idle, s.Probe.Aim == spec.AimWindow
+		sub.RTT, sub.Link, sub.Window = s.Link.RTT(it.Cell.RTT), s.Link, s.Probe.Aim == spec.AimWindow
 	}
 	for _, p := range m.Proxies {
 		if p.Name == it.Cell.Proxy {

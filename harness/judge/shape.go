@@ -105,7 +105,8 @@ func (s *shape) close(e record.Event) {
 }
 
 // observe takes one request; closes are the upstream's so far.
-func (s *shape) observe(o record.Observation, c spec.Cell, stale bool, closes *sample) {
+func (s *shape) observe(o record.Observation, sub Subject, stale bool, closes *sample) {
+	c := sub.Item.Cell
 	if s.counts == nil {
 		res := window.Resolution * max(1, c.RTT/(50*time.Millisecond))
 		s.counts, s.clients = window.NewHistogram(res), window.NewHistogram(res)
@@ -115,7 +116,7 @@ func (s *shape) observe(o record.Observation, c spec.Cell, stale bool, closes *s
 		}
 	}
 	if o.Shot.Burst != s.burst {
-		s.end(c.RTT, closes)
+		s.end(sub, closes)
 		s.burst = o.Shot.Burst
 	}
 	s.aimed = o.Shot.Phase == record.PhaseAimed && o.Shot.Target == record.TargetUpstream
@@ -141,7 +142,8 @@ func (s *shape) observe(o record.Observation, c spec.Cell, stale bool, closes *s
 }
 
 // end counts the burst under way.
-func (s *shape) end(rtt time.Duration, closes *sample) {
+func (s *shape) end(sub Subject, closes *sample) {
+	rtt := sub.Item.Cell.RTT
 	idle, points := s.idle, s.points
 	defer func() {
 		s.idle, s.served, s.points = s.served, map[uint64]bool{}, s.points[:0]
@@ -184,6 +186,9 @@ func (s *shape) end(rtt time.Duration, closes *sample) {
 				continue // the pool was empty, or all closes were the proxy's
 			}
 			rel = time.Duration(p.at - last)
+			if sub.Link.Netem {
+				rel -= rtt // which the proxy spent on the connection; the relay's take no time
+			}
 		}
 		if p.client > 0 && p.server > 0 {
 			s.clients.Add(window.Point{Rel: p.client - closed, Stale: p.stale})
@@ -255,11 +260,11 @@ func (s *shape) jackknife(f *window.Fit) {
 }
 
 // fit gives the window relative to the upstream's closes; nil without a shot.
-func (s *shape) fit(c spec.Cell, jitter time.Duration, closes *sample) *Fit {
+func (s *shape) fit(sub Subject, closes *sample) *Fit {
 	if s.counts == nil {
 		return nil
 	}
-	s.end(c.RTT, closes)
+	s.end(sub, closes)
 	f := s.counts.Fit()
 	s.jackknife(&f)
 	estimate := func(e *window.Estimate) *Estimate {
@@ -270,7 +275,8 @@ func (s *shape) fit(c spec.Cell, jitter time.Duration, closes *sample) *Fit {
 	}
 	out := &Fit{Lower: estimate(f.Lower), Upper: estimate(f.Upper), Width: estimate(f.Width),
 		ClientLower: estimate(s.clients.Fit().Lower), Plateau: f.Plateau, Method: string(f.Method), Shots: f.Shots, Stale: f.Stale, Why: f.Why, Curve: []Bin{}}
-	law := window.Law{RTT: c.RTT, Uncertainty: edgeError + jitter}.Compare(f)
+	rtt := sub.Item.Cell.RTT
+	law := window.Law{RTT: rtt, Uncertainty: edgeError + sub.RTT - rtt}.Compare(f)
 	out.Law, out.Holds = law.Text, law.Holds
 	for _, b := range s.counts.Curve(binShots) {
 		out.Curve = append(out.Curve, Bin{Duration(b.From), Duration(b.To), b.Shots, b.Stale, Interval{b.Rate.Low, b.Rate.High}})

@@ -17,6 +17,7 @@ type world struct {
 	cell  spec.Cell
 	rng   *rand.Rand
 	mood  time.Duration // each burst's closes are noticed later by up to this
+	dial  time.Duration // what a new connection takes
 	held  time.Duration // the upstream's timers of the next burst are late by this
 	now   int64         // when conns went idle, to the upstream
 	conns []uint64      // idle
@@ -57,7 +58,7 @@ func (w *world) burst(t *Tally, b, n int, age time.Duration) {
 		})
 		if len(idle) == 0 {
 			w.last++
-			o.Requests = []record.Event{{At: w.now + int64(arrives), Conn: w.last, Nth: 1, Executed: true}}
+			o.Requests = []record.Event{{At: w.now + int64(arrives+w.dial), Conn: w.last, Nth: 1, Executed: true}}
 			w.conns = append(w.conns, w.last)
 			t.Observe(o)
 			continue
@@ -115,6 +116,29 @@ func TestWindow(t *testing.T) {
 		}
 		if !slices.ContainsFunc(f.Curve, func(b Bin) bool { return b.Stale == b.Shots }) || f.Curve[0].Stale > 0 {
 			t.Errorf("rtt %s: curve %+v", rtt, f.Curve)
+		}
+	}
+}
+
+// TestWindowBelowTCP: with netem a new connection takes a round trip, which is no
+// lateness of the proxy's.
+func TestWindowBelowTCP(t *testing.T) {
+	const rtt = 20 * msec
+	for _, netem := range []bool{true, false} {
+		c := racing
+		c.RTT = rtt
+		s := tell(c)
+		s.t.s.RTT, s.t.s.Window, s.t.s.Link.Netem = rtt, true, netem
+		w := &world{cell: c, rng: rand.New(rand.NewPCG(1, 1)), dial: rtt}
+		for b := range 200 {
+			w.burst(s.t, b, 20, time.Second-rtt-4*msec+time.Duration(w.rng.Int64N(int64(rtt+8*msec))))
+		}
+		f := s.t.Verdict().Fit
+		if f == nil || f.Lower == nil || (time.Duration(f.Lower.At)+rtt).Abs() > msec/4 {
+			t.Fatalf("netem %v: %+v", netem, f)
+		}
+		if at := f.Upper != nil && time.Duration(f.Upper.At).Abs() <= msec/4; at != netem {
+			t.Errorf("netem %v: upper edge %+v", netem, f.Upper)
 		}
 	}
 }
@@ -259,7 +283,7 @@ func TestMiddlebox(t *testing.T) {
 	}
 	for expiry, want := range map[time.Duration]spec.State{0: spec.Races, 500 * msec: spec.Inconclusive, 2 * time.Second: spec.Races} {
 		s := tell(racing)
-		s.t.s.Expiry = expiry
+		s.t.s.Link.Idle = expiry
 		v := s.answered(300, 2).upstreamCloses(40).observe(named).t.Verdict()
 		if v.State != want || (v.Causes[string(record.CauseReset)] == 1) != (want == spec.Inconclusive) {
 			t.Errorf("expiry %s: %s %v, want %s", expiry, v.State, v.Causes, want)

@@ -39,6 +39,7 @@ func TestReadConfigErrors(t *testing.T) {
 	server := func(fields string) string {
 		return `{"admin": ":0", "servers": [{"name": "a", "listen": ":0"}, {"name": "b", "listen": ":0", ` + fields + `}]}`
 	}
+	contained := func(fields string) string { return strings.Replace(server(fields), `{`, `{"contained": true, `, 1) }
 	for _, tt := range []struct{ in, want string }{
 		{``, `the file ends before the object does`},
 		{`{"admin": ":0"`, `the file ends before the object does`},
@@ -73,6 +74,11 @@ func TestReadConfigErrors(t *testing.T) {
 		{server(`"link": {"up": 5}`), `servers[1].link.up: 5 is not a duration such as "1.5s"`},
 		{server(`"link": {"up": "5ms", "idle": "1s"}`), `server b: link: idle without on_idle: want drop, reset or reset-late`},
 		{server(`"link": {"up": "5ms"}, "trap": {"unread": true}`), `server b: trap: unread works without a link only`},
+		{server(`"link": {"netem": true, "down": "5ms"}`), "server b: link: netem: it would shape the network of this machine: only for an origin that is \"contained\", in a network of its own\nserver b: link: netem: \"0\" is no port to shape"},
+		{contained(`"listen": ":9001", "link": {"netem": true}`), `server b: link: nothing to emulate`},
+		{contained(`"listen": ":http", "link": {"netem": true, "down": "5ms"}`), `server b: link: netem: "http" is no port to shape`},
+		{contained(`"listen": ":9001", "link": {"netem": true, "down": "5ms", "jitter_up": "1ms"}`), `server b: link: netem: it delays what leaves the server: say the whole round trip as down and jitter_down`},
+		{contained(`"listen": ":9001", "link": {"netem": true, "down": "5ms", "half_closed": "1s"}`), `server b: link: netem: it has no middlebox: idle and half_closed are the relay's`},
 		{server(`"trap": {"unread": 1}`), `servers[1].trap.unread: want bool, not number`},
 		{server(`"name": "a"`), `server a: the name is used twice`},
 		{server(`"name": "admin"`), `server admin: the name is taken by the admin endpoint`},

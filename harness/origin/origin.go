@@ -65,6 +65,12 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 	cfg = cfg.withDefaults()
 	o := newOrigin(cfg.JournalSize)
 
+	shaper, err := shape(cfg.Servers)
+	if err != nil {
+		return fmt.Errorf("origin: %w", err)
+	}
+	defer shaper.Close()
+
 	addrs := make(map[string]string, len(cfg.Servers)+1)
 	var listeners []net.Listener
 	listen := func(who, name, addr string) error {
@@ -89,7 +95,7 @@ func Run(ctx context.Context, cfg Config, ready func(addrs map[string]string)) e
 	var serverAddrs []string
 	for i, s := range cfg.Servers {
 		serverAddrs = append(serverAddrs, addrs[s.Name])
-		if s.Link == nil {
+		if s.Link == nil || s.Link.Netem {
 			continue
 		}
 		l, err := link.New(listeners[i+1], s.Link.config())
@@ -153,6 +159,7 @@ type Config struct {
 	Servers     []Server `json:"servers"`               // at least one
 	JournalSize int      `json:"journal_size,omitzero"` // events kept; 0: 262144
 	Capture     bool     `json:"capture,omitzero"`      // record the packets of all servers' ports, where the right is there; see /capture
+	Contained   bool     `json:"contained,omitzero"`    // it runs in a container with a network of its own, which a Link may shape
 }
 
 // Server is one upstream setting with a port of its own.
@@ -183,8 +190,10 @@ type Server struct {
 }
 
 // Link is the emulated network between the proxies and a server; see
-// link.Config.
+// link.Config. With Netem it is the kernel's, and delays what leaves the server's
+// port; the zero fields are then those that it cannot do.
 type Link struct {
+	Netem      bool        `json:"netem,omitzero"`
 	Up         Duration    `json:"up,omitzero"` // one-way delay to the server
 	Down       Duration    `json:"down,omitzero"`
 	JitterUp   Duration    `json:"jitter_up,omitzero"` // added to it, from 0 to this
@@ -251,11 +260,12 @@ func ReadConfig(r io.Reader) (Config, error) {
 		Servers     []json.RawMessage `json:"servers"` // read one by one: an error can say which
 		JournalSize int               `json:"journal_size"`
 		Capture     bool              `json:"capture"`
+		Contained   bool              `json:"contained"`
 	}
 	if err := decode(text, &doc); err != nil {
 		return Config{}, fmt.Errorf("origin config: %s", describe(err, text, ""))
 	}
-	cfg := Config{Admin: doc.Admin, JournalSize: doc.JournalSize, Capture: doc.Capture, Servers: make([]Server, len(doc.Servers))}
+	cfg := Config{Admin: doc.Admin, JournalSize: doc.JournalSize, Capture: doc.Capture, Contained: doc.Contained, Servers: make([]Server, len(doc.Servers))}
 	for i, raw := range doc.Servers {
 		if err := decode(raw, &cfg.Servers[i]); err != nil {
 			return Config{}, fmt.Errorf("origin config: %s", describe(err, raw, fmt.Sprintf("servers[%d]", i)))
@@ -383,6 +393,11 @@ func (c Config) Validate() error {
 			}
 			if s.Trap != nil && s.Trap.Unread {
 				bad("%s: trap: unread works without a link only", who)
+			}
+			if s.Link.Netem {
+				for _, fault := range s.Link.beyondNetem(s.Listen, c.Contained) {
+					bad("%s: link: netem: %s", who, fault)
+				}
 			}
 		}
 		if t := s.Trap; t != nil && t.Unread && t.Executed {

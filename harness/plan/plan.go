@@ -85,12 +85,16 @@ func New(s *spec.Scenario, unsupported func(spec.Cell) string) Plan {
 
 func (p *Plan) add(it Item, link spec.Link, unsupported func(spec.Cell) string) {
 	it.Unsupported = unsupported(it.Cell)
+	link = link.For(it.Cell.RTT)
 	s := Server{IdleTimeout: it.Cell.UpstreamIdle, Close: it.Cell.Close, RTT: it.Cell.RTT, Link: link}
 	s.Name = fmt.Sprintf("u%s-%s", spec.FormatDuration(s.IdleTimeout), s.Close)
 	if s.RTT > 0 {
 		s.Name += "-rtt" + spec.FormatDuration(s.RTT)
 	}
-	if link != (spec.Link{}) {
+	switch {
+	case link.Netem:
+		s.Name += "-netem"
+	case link != (spec.Link{}):
 		s.Name += "-link"
 	}
 	it.Server = s.Name

@@ -108,6 +108,25 @@ func TestItems(t *testing.T) {
 	}
 }
 
+// Netem shapes what has something to shape: neither cells without a round trip
+// nor controls.
+func TestNetem(t *testing.T) {
+	s := scenario()
+	s.Link.Netem = true
+	for _, jitter := range []time.Duration{0, time.Millisecond} {
+		s.Link.Down.Jitter = jitter
+		for _, srv := range New(s, all).Servers {
+			want := spec.Link{}
+			if srv.RTT > 0 || jitter > 0 && srv.IdleTimeout != controlUpstreamIdle {
+				want = s.Link
+			}
+			if srv.Link != want || srv.Link.Netem != strings.HasSuffix(srv.Name, "-netem") {
+				t.Errorf("jitter %s: %+v, want the link %+v", jitter, srv, want)
+			}
+		}
+	}
+}
+
 func TestControls(t *testing.T) {
 	for _, tt := range []struct {
 		name        string

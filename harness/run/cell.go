@@ -32,19 +32,21 @@ type cell struct {
 	journal *journal      // of its origin
 	packets *packetSource // likewise; nil: there is no capture
 	side    string        // name of its runtime
+	link    spec.Link     // between its proxy and its origin
 	aim     *load.Aim
 	slots   *load.Stagger
 
 	// Guarded by hub.mu.
 	tally    *judge.Tally
 	files    *cellFiles
-	open     int             // upstream connections that served this cell and are open
-	logged   int             // access log lines seen
-	unproven map[uint64]bool // failed shots of which the origin has not spoken
-	lateSeen map[uint64]bool // late requests of the burst under way
-	answered int             // shots that reached the proxy
-	suspects []suspect       // connections to ask packets of
-	proven   time.Time       // of its first attributed failure; zero: none yet
+	open     int              // upstream connections that served this cell and are open
+	logged   int              // access log lines seen
+	unproven map[uint64]bool  // failed shots of which the origin has not spoken
+	lateSeen map[uint64]bool  // late requests of the burst under way
+	answered int              // shots that reached the proxy
+	suspects []suspect        // connections to ask packets of
+	proven   time.Time        // of its first attributed failure; zero: none yet
+	closes   map[uint64]int64 // when (Unix ns) the idle timer closed a connection, of the burst under way
 	done     bool
 
 	bursts int

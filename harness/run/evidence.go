@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,6 +25,9 @@ const (
 	// before is how much of a connection's life before its last idle period is
 	// evidence: the requests that it served.
 	before = 2 * time.Second
+	// readOn is how long after a close a late request may still come: longer than
+	// the origin reads on.
+	readOn = 5 * origin.DefaultLinger
 	// mostPackets of one connection are recorded, the last ones, and no more
 	// than mostRaw bytes of them: a line of the record has its limit.
 	mostPackets = 60
@@ -43,17 +47,38 @@ type suspect struct {
 	seq    uint64 // of the late request, or where late is false of the last one served
 	at     int64  // Unix ns, of the late request or of the close
 	late   bool   // the origin has read the late request
+	closed int64  // see wire.Late
 }
 
 // suspect keeps what e says of a connection that the idle timer closed. It needs
 // the hub's lock.
 func (c *cell) suspect(e record.Event) {
 	witnessed := c.item.Cell.Close.Witnessed()
+	if c.packets != nil && witnessed && e.IdleClosed() {
+		c.closes[e.Conn] = e.At
+	}
 	if c.packets == nil || e.Kind == record.EventLate != witnessed || !witnessed && !e.IdleClosed() {
 		return
 	}
-	c.suspects = append(c.suspects, suspect{conn: e.Conn, server: e.Server, peer: e.Peer, idle: e.At - int64(e.Idle),
-		cell: e.Cell, seq: e.Seq, at: e.At, late: witnessed})
+	s := suspect{conn: e.Conn, server: e.Server, peer: e.Peer, idle: e.At - int64(e.Idle),
+		cell: e.Cell, seq: e.Seq, at: e.At, late: witnessed}
+	if witnessed {
+		s.closed = c.seenClosed(c.closes[e.Conn])
+	} else {
+		s.closed = c.seenClosed(e.At)
+	}
+	c.suspects = append(c.suspects, s)
+}
+
+// seenClosed is from when on a request that passes the capture finds a server
+// that closed at a moment; 0 where nothing lies between the two. The capture is
+// at the proxies' end of the cell's network.
+func (c *cell) seenClosed(at int64) int64 {
+	up, down := c.link.Delays(c.item.Cell.RTT)
+	if at == 0 || up+down+c.link.Up.Jitter+c.link.Down.Jitter == 0 {
+		return 0
+	}
+	return at - int64(up+c.link.Up.Jitter)
 }
 
 // inspect records the packets of the connections under suspicion.
@@ -62,7 +87,11 @@ func (c *cell) inspect(ctx context.Context) {
 		return
 	}
 	var suspects []suspect
-	c.hub.with(func() { suspects, c.suspects = c.suspects, nil })
+	c.hub.with(func() {
+		suspects, c.suspects = c.suspects, nil
+		newest := slices.Max(append(slices.Collect(maps.Values(c.closes)), 0))
+		maps.DeleteFunc(c.closes, func(_ uint64, at int64) bool { return at < newest-int64(readOn) })
+	})
 	if len(suspects) == 0 {
 		return
 	}
@@ -98,7 +127,7 @@ func (s suspect) judge(packets []wire.Packet) (record.Packets, bool) {
 			return record.Packets{}, false // the last one on the wire was served
 		}
 	}
-	order := wire.OrderOf(packets, wire.Late{Cell: cellID, Seq: seq, At: s.at})
+	order := wire.OrderOf(packets, wire.Late{Cell: cellID, Seq: seq, At: s.at, Closed: s.closed})
 	if order == wire.Unclear {
 		return record.Packets{}, false
 	}

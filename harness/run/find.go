@@ -56,7 +56,10 @@ type Finder struct {
 	// Look only: nothing is pulled, built or left in the engine. A proxy whose
 	// image would have to be pulled is found without a version.
 	Look bool
-	Say  func(format string, args ...any)
+	// Contained, unless empty, says what of a scenario needs containers: no proxy
+	// runs as a process then.
+	Contained string
+	Say       func(format string, args ...any)
 
 	once   sync.Once
 	engine *docker.Engine
@@ -118,7 +121,7 @@ func (f *Finder) Find(ctx context.Context, a proxy.Adapter, image string) (Found
 // Get is one command that may make a proxy available that was not found.
 func (f *Finder) Get(a proxy.Adapter, image string) string {
 	p := a.Program()
-	if f.Runtime != record.RuntimeDocker {
+	if f.Runtime != record.RuntimeDocker && f.Contained == "" {
 		return p.Get
 	}
 	return "docker pull " + Image(a, image) + "   # or, without a registry: eval \"$(docker/local-images)\""
@@ -167,6 +170,9 @@ func (f *Finder) container(ctx context.Context, out *Found, image string) error 
 
 // executable fills in a proxy that runs as a process of this machine.
 func (f *Finder) executable(ctx context.Context, out *Found) error {
+	if f.Contained != "" {
+		return errors.New(f.Contained + " needs a container")
+	}
 	p := out.Adapter.Program()
 	if p.Embedded {
 		out.Run.Runtime, out.Run.Version, out.Run.Path = record.RuntimeEmbedded, runtime.Version(), f.Self
@@ -208,9 +214,14 @@ func (f *Finder) all(ctx context.Context, s *spec.Scenario, required []string) (
 // FindAll looks for proxies, side by side. One that cannot run here is missing,
 // or an error if it is required.
 func (f *Finder) FindAll(ctx context.Context, proxies []spec.Proxy, required []string) (found map[string]Found, missing []record.Unavailable, err error) {
+	if f.Runtime != RuntimeAuto && f.Runtime != record.RuntimeDocker && f.Contained != "" {
+		return nil, nil, fmt.Errorf("%s needs containers, not runtime %s: it would be done to the network of this whole machine", f.Contained, f.Runtime)
+	}
 	if f.Runtime == RuntimeAuto || f.Runtime == record.RuntimeDocker {
 		_, err := f.Engine(ctx)
 		switch {
+		case err != nil && f.Contained != "":
+			return nil, nil, fmt.Errorf("%s needs containers: %w", f.Contained, err)
 		case err != nil && slices.Contains(required, record.RuntimeDocker):
 			return nil, nil, fmt.Errorf("%s is required (%s) and cannot be used: %w", record.RuntimeDocker, RequireVar, err)
 		case err != nil && f.Runtime == record.RuntimeDocker:

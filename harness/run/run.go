@@ -131,6 +131,9 @@ func prepare(ctx context.Context, s *spec.Scenario, o Options) (_ *run, err erro
 		o.Only = func(it plan.Item) bool { return mine[it.ID] }
 	}
 	finder := &Finder{Runtime: cmp.Or(o.Runtime, RuntimeAuto), Self: o.Self, Say: o.Say}
+	if s.Link.Netem {
+		finder.Contained = "link.driver " + string(spec.DriverNetem)
+	}
 	defer func() {
 		if err != nil {
 			finder.Close()
@@ -499,8 +502,8 @@ func (r *run) makeCells(sides []*side) error {
 		}
 		sub := judge.SubjectOf(r.manifest, r.scenario, it)
 		c := &cell{item: it, addr: sd.listener(it), lanes: r.scenario.Probe.Lanes, start: begin.Add(start[it.ID]),
-			hub: r.hub, journal: sd.journal, side: sd.rt.Name(), aim: load.NewAim(it.Rand(r.Seed), sub.RTT, sub.Window), slots: slots, tally: judge.NewTally(sub), files: files,
-			unproven: map[uint64]bool{}, lateSeen: map[uint64]bool{}}
+			hub: r.hub, journal: sd.journal, side: sd.rt.Name(), link: sub.Link, aim: load.NewAim(it.Rand(r.Seed), sub.RTT, sub.Window), slots: slots, tally: judge.NewTally(sub), files: files,
+			unproven: map[uint64]bool{}, lateSeen: map[uint64]bool{}, closes: map[uint64]int64{}}
 		r.cells = append(r.cells, c)
 		r.hub.with(func() { r.hub.cells[it.ID] = c })
 	}

@@ -228,6 +228,90 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestContained: what shapes a network runs in containers or not at all, and one
+// error says so before anything is made.
+func TestContained(t *testing.T) {
+	s, err := spec.Read("test.yaml", []byte(strings.Replace(small, "}\n", ", rtt: [20ms]}\nlink: {driver: netem}\n", 1)), proxy.Names())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_HOST", "unix:///no/such/engine.sock")
+	for runtime, want := range map[string]string{
+		record.RuntimeLocal:    "link.driver netem needs containers, not runtime local: it would be done to the network of this whole machine",
+		record.RuntimeEmbedded: "link.driver netem needs containers, not runtime embedded: it would be done to the network of this whole machine",
+		record.RuntimeDocker:   "link.driver netem needs containers: no container engine at DOCKER_HOST=unix:///no/such/engine.sock",
+		RuntimeAuto:            "link.driver netem needs containers: no container engine at DOCKER_HOST=unix:///no/such/engine.sock",
+	} {
+		out := t.TempDir()
+		folder, err := Run(t.Context(), nil, s, Options{Runtime: runtime, Out: out, Self: "/no/such/program"})
+		if !errors.Is(err, ErrEnvironment) || !strings.HasPrefix(err.Error(), want) || folder != nil {
+			t.Errorf("%s: %v, %v", runtime, folder, err)
+		}
+		if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
+			t.Errorf("%s: left behind: %v, %v", runtime, left, err)
+		}
+	}
+	// Where an engine answers, a proxy without an image does not fall back to a
+	// process.
+	a, err := proxy.ByName("gohttp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &Finder{Runtime: RuntimeAuto, Self: "/self", Contained: "link.driver netem"}
+	defer f.Close()
+	if found, err := f.Find(t.Context(), a, ""); err == nil || err.Error() != "link.driver netem needs a container" {
+		t.Errorf("%+v, %v", found.Run, err)
+	}
+	if got := f.Get(a, ""); !strings.HasPrefix(got, "docker pull ") {
+		t.Errorf("to get it: %s", got)
+	}
+}
+
+// TestSeenClosed: a network between server and capture holds the close back, and
+// lets a request pass the capture before it arrives.
+func TestSeenClosed(t *testing.T) {
+	const at, ms = int64(time.Second), time.Millisecond
+	for _, tt := range []struct {
+		rtt  time.Duration
+		link spec.Link
+		want int64
+	}{
+		{0, spec.Link{}, 0},
+		{0, spec.Link{Idle: time.Second, OnIdle: spec.ExpiryDrop}, 0},
+		{20 * ms, spec.Link{}, at - int64(10*ms)},
+		{20 * ms, spec.Link{Up: spec.Direction{Jitter: ms}}, at - int64(11*ms)},
+		{20 * ms, spec.Link{Netem: true}, at},
+		{0, spec.Link{Netem: true, Down: spec.Direction{Jitter: ms}}, at},
+	} {
+		c := &cell{link: tt.link}
+		c.item.Cell.RTT = tt.rtt
+		if got := c.seenClosed(at); got != tt.want {
+			t.Errorf("%s %+v: %s, want %s", tt.rtt, tt.link, time.Duration(got), time.Duration(tt.want))
+		}
+		if got := c.seenClosed(0); got != 0 {
+			t.Errorf("%s %+v: a close that is not known: %d", tt.rtt, tt.link, got)
+		}
+	}
+}
+
+// TestSuspects: a late request is held against the close of its connection, and
+// a connection without such a witness against its own.
+func TestSuspects(t *testing.T) {
+	const at = int64(time.Hour)
+	closed := record.Event{At: at, Conn: 7, Kind: record.EventClose, By: record.ByUpstream, Why: record.WhyIdleTimeout, Idle: time.Second}
+	late := record.Event{At: at + 5, Conn: 7, Kind: record.EventLate, Idle: time.Second + 5}
+	for style, events := range map[spec.Close][]record.Event{spec.CloseFIN: {closed, late}, spec.ClosePlain: {closed}} {
+		c := &cell{packets: &packetSource{}, closes: map[uint64]int64{}, link: spec.Link{Netem: true}}
+		c.item.Cell.Close, c.item.Cell.RTT = style, 20*time.Millisecond
+		for _, e := range events {
+			c.suspect(e)
+		}
+		if len(c.suspects) != 1 || c.suspects[0].closed != at || c.suspects[0].idle != at-int64(time.Second) || c.suspects[0].conn != 7 {
+			t.Errorf("%s: %+v", style, c.suspects)
+		}
+	}
+}
+
 func TestOpenFiles(t *testing.T) {
 	if err := openFiles(1); err != nil {
 		t.Errorf("one lane: %v", err)

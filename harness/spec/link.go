@@ -2,12 +2,18 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
 // Link is the emulated network between proxies and upstream, besides the round
 // trip that is an axis. The zero value adds nothing.
 type Link struct {
+	// Netem has the kernel of the upstream's container delay its packets, below
+	// TCP; else a relay in the upstream's process does, above it. The kernel can
+	// delay only what leaves, so that the round trip is spent on the way back: Up
+	// stays zero, and there is no middlebox.
+	Netem    bool
 	Up, Down Direction // to the upstream, and back
 
 	// Idle is after how long without a byte a middlebox gives a connection up,
@@ -37,8 +43,31 @@ const (
 // Expiries lists the values of Expiry.
 func Expiries() []Expiry { return []Expiry{ExpiryDrop, ExpiryReset, ExpiryResetLate} }
 
+// Driver is what emulates the network.
+type Driver string
+
+const (
+	DriverRelay Driver = "relay" // the upstream's process, above TCP
+	DriverNetem Driver = "netem" // the kernel of the upstream's container, below it
+)
+
+// Drivers lists the values of Driver.
+func Drivers() []Driver { return []Driver{DriverRelay, DriverNetem} }
+
+// For is what there is of l between a proxy and an upstream that are rtt apart:
+// netem with nothing to delay is nothing.
+func (l Link) For(rtt time.Duration) Link {
+	if rtt == 0 && l == (Link{Netem: true}) {
+		return Link{}
+	}
+	return l
+}
+
 // Delays splits a cell's round trip into the way to the upstream and back.
 func (l Link) Delays(rtt time.Duration) (up, down time.Duration) {
+	if l.Netem {
+		return 0, rtt
+	}
 	if l.Up.Delay > 0 || l.Down.Delay > 0 {
 		return l.Up.Delay, l.Down.Delay
 	}
@@ -52,9 +81,19 @@ func (d *draft) readLink(v value) error {
 	l := &d.Link
 	d.linkAt = v
 	return v.mapping(
-		field{name: "up", read: func(v value) error { return readDirection(&l.Up, v) }},
+		field{name: "driver", read: func(v value) error {
+			driver, err := choice(v, "driver", Drivers())
+			l.Netem = driver == DriverNetem
+			d.driverAt = v
+			return err
+		}},
+		field{name: "up", read: func(v value) error {
+			d.relayOnly = append(d.relayOnly, v)
+			return readDirection(&l.Up, v)
+		}},
 		field{name: "down", read: func(v value) error { return readDirection(&l.Down, v) }},
 		field{name: "idle", read: func(v value) error {
+			d.relayOnly = append(d.relayOnly, v)
 			return v.mapping(
 				field{name: "after", need: "after: 350ms", read: func(v value) (err error) {
 					l.Idle, err = v.positive()
@@ -67,6 +106,7 @@ func (d *draft) readLink(v value) error {
 			)
 		}},
 		field{name: "half_closed", read: func(v value) (err error) {
+			d.relayOnly = append(d.relayOnly, v)
 			l.HalfClosed, err = v.positive()
 			return err
 		}},
@@ -96,6 +136,11 @@ func (d *draft) checkLink() error {
 	default:
 		d.Axes.RTT = []time.Duration{l.Up.Delay + l.Down.Delay}
 	}
+	if l.Netem {
+		if err := d.checkNetem(); err != nil {
+			return err
+		}
+	}
 	for _, rtt := range d.Axes.RTT {
 		if rtt > MaxRTT {
 			return d.rttFault().fault(fmt.Sprintf("at most %s", MaxRTT), "a round trip of %s is longer than any network's", FormatDuration(rtt))
@@ -105,6 +150,27 @@ func (d *draft) checkLink() error {
 		if dir.Jitter > MaxRTT {
 			return d.linkAt.fault(fmt.Sprintf("at most %s", MaxRTT), "a jitter of %s is longer than any network's", FormatDuration(dir.Jitter))
 		}
+	}
+	return nil
+}
+
+// maxNetemJitter is what the kernel can draw.
+const maxNetemJitter = 4 * time.Second
+
+// checkNetem refuses what the kernel cannot do, and a driver with nothing to do.
+func (d *draft) checkNetem() error {
+	for _, v := range d.relayOnly {
+		hint := fmt.Sprintf("driver %s has it", DriverRelay)
+		if v.path == "link.up" {
+			hint = "say the whole round trip: axes.rtt, or link.down"
+		}
+		return v.fault(hint, "driver %s has no such thing: it delays what leaves the upstream, and no more", DriverNetem)
+	}
+	if jitter := d.Link.Down.Jitter; jitter > maxNetemJitter {
+		return d.linkAt.fault(fmt.Sprintf("at most %s", maxNetemJitter), "a jitter of %s is longer than %s can draw", FormatDuration(jitter), DriverNetem)
+	}
+	if d.Link == (Link{Netem: true}) && slices.Max(d.Axes.RTT) == 0 {
+		return d.driverAt.fault("axes.rtt: [20ms], or link.down: {delay: 20ms}", "%s has nothing to delay", DriverNetem)
 	}
 	return nil
 }

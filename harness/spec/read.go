@@ -58,13 +58,15 @@ type draft struct {
 	Scenario
 	known []string
 
-	closeAt value // upstream.close or axes.close, whichever came first
-	axesAt  value
-	rttAt   value // axes.rtt; zero: absent
-	linkAt  value // zero: absent
-	chaosAt value // zero: absent
-	lanesAt value // zero: the default applies
-	whereAt value // zero: absent
+	closeAt   value // upstream.close or axes.close, whichever came first
+	axesAt    value
+	rttAt     value   // axes.rtt; zero: absent
+	linkAt    value   // zero: absent
+	driverAt  value   // link.driver; zero: absent
+	relayOnly []value // the keys of link that one driver alone has, in the order of the file
+	chaosAt   value   // zero: absent
+	lanesAt   value   // zero: the default applies
+	whereAt   value   // zero: absent
 }
 
 func (d *draft) read(root value) error {

@@ -121,6 +121,22 @@ func TestReadGood(t *testing.T) {
 			},
 			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilShots, Aim: AimWindow},
 		},
+		"link-netem.yaml": {
+			Version:  1,
+			Name:     "link-netem",
+			Proxies:  []Proxy{{Name: "nginx"}},
+			Upstream: Upstream{Kind: "go"},
+			Axes: Axes{
+				ProxyIdle:    []Idle{Idle(time.Second)},
+				UpstreamIdle: []time.Duration{time.Second},
+				Method:       []string{"POST"},
+				Retry:        []Retry{RetryDefault},
+				Close:        []Close{CloseFIN},
+				RTT:          []time.Duration{15 * time.Millisecond},
+			},
+			Link:  Link{Netem: true, Down: Direction{Delay: 15 * time.Millisecond, Jitter: 2 * time.Millisecond}},
+			Probe: Probe{Shots: 300, Budget: time.Minute, Seed: 1, Until: UntilDecided, Aim: AimProof},
+		},
 		"chaos.yaml": {
 			Version:  1,
 			Name:     "chaos",

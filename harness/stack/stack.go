@@ -26,6 +26,11 @@ type Service struct {
 	// ReadyPath is for a service that accepts before it serves: when it is up,
 	// a GET of this path is answered 200 at every Ready address.
 	ReadyPath string
+
+	// Capabilities are rights that a container does not have by itself, such as
+	// NET_ADMIN, which it has over its own network alone. Runtimes without
+	// containers refuse to start a service that asks for any.
+	Capabilities []string
 }
 
 // Instance is a started Service.

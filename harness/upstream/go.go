@@ -28,6 +28,9 @@ func (goServer) Render(in Input) (stack.Service, error) {
 		cfg.Servers = append(cfg.Servers, origin.Server{Name: srv.Name, Listen: in.Addrs[srv.Name],
 			IdleTimeout: origin.Duration(srv.IdleTimeout), Close: srv.Close, Link: linkOf(srv)})
 		s.Ready = append(s.Ready, in.Addrs[srv.Name])
+		if srv.Link.Netem {
+			cfg.Contained, s.Capabilities = true, []string{"NET_ADMIN"}
+		}
 	}
 	if err := cfg.Validate(); err != nil {
 		return s, fmt.Errorf("origin: render: %w", err)
@@ -48,7 +51,8 @@ func linkOf(srv plan.Server) *origin.Link {
 	}
 	up, down := l.Delays(srv.RTT)
 	return &origin.Link{
-		Up: origin.Duration(up), Down: origin.Duration(down),
+		Netem: l.Netem,
+		Up:    origin.Duration(up), Down: origin.Duration(down),
 		JitterUp: origin.Duration(l.Up.Jitter), JitterDown: origin.Duration(l.Down.Jitter),
 		Idle: origin.Duration(l.Idle), OnIdle: l.OnIdle, HalfClosed: origin.Duration(l.HalfClosed),
 		Seed: 1,

@@ -114,6 +114,28 @@ func TestGoRender(t *testing.T) {
 	}
 }
 
+// A netem link takes a right over the container's network; without one none is
+// asked for (TestGoRender).
+func TestGoRenderNetem(t *testing.T) {
+	link := spec.Link{Netem: true, Down: spec.Direction{Jitter: 2 * time.Millisecond}}
+	got, err := goServer{}.Render(Input{Admin: "0.0.0.0:20000", Addrs: map[string]string{"near": "0.0.0.0:20001", "far": "0.0.0.0:20002"},
+		Servers: []plan.Server{{Name: "near"}, {Name: "far", RTT: 20 * time.Millisecond, Link: link}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"NET_ADMIN"}, got.Capabilities); diff != "" {
+		t.Error(diff)
+	}
+	cfg, err := origin.ReadConfig(strings.NewReader(got.Files["origin.json"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &origin.Link{Netem: true, Down: origin.Duration(20 * time.Millisecond), JitterDown: origin.Duration(2 * time.Millisecond), Seed: 1}
+	if diff := cmp.Diff(want, cfg.Servers[1].Link); diff != "" || !cfg.Contained || cfg.Servers[0].Link != nil {
+		t.Errorf("%+v %s", cfg, diff)
+	}
+}
+
 // A server without an address is an error of the caller, told by name.
 func TestRenderWithoutAddress(t *testing.T) {
 	srvs, addrs := servers()

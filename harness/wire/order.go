@@ -37,6 +37,11 @@ type Late struct {
 	Cell string // request id; empty where it is not known
 	Seq  uint64
 	At   int64 // Unix ns when the server had it; used where no packet shows the request id
+
+	// Closed is from when on (Unix ns) a request that passes the capture finds the
+	// server closed, although an emulated network between server and capture may
+	// still hold back the FIN or RST that says so. 0: there is no such network.
+	Closed int64
 }
 
 // OrderOf says how a late request and the server's close met. The packets are
@@ -46,7 +51,8 @@ type Late struct {
 // A FIN before the request decides, whatever came after: by its own
 // acknowledgement the request tells whether the proxy's kernel had the FIN when
 // the request left it. A request that was sent again is judged by the packet
-// that arrived first.
+// that arrived first. Where the end was held back (Late.Closed) it came first all
+// the same.
 func OrderOf(packets []Packet, late Late) Order {
 	at := request(packets, late)
 	if at < 0 {
@@ -73,12 +79,17 @@ func OrderOf(packets []Packet, late Late) Order {
 	case reset:
 		return Reset
 	}
+	closed := late.Closed != 0 && req.At >= late.Closed
 	silent := true
 	for _, p := range after {
 		switch {
 		case p.FromPeer:
 		case p.Len > 0:
 			return Unclear // an answer
+		case closed && p.Flags&FIN != 0:
+			return Crossing
+		case closed && p.Flags&RST != 0:
+			return Reset
 		case p.Flags&(FIN|RST) != 0:
 			return RequestFirst
 		default:

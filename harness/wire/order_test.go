@@ -16,6 +16,7 @@ func TestOrderOf(t *testing.T) {
 	request := func(at int64, ack uint32) Packet { return p(at, peer, PSH|ACK, 70, ack, head) }
 	rst := func(at int64) Packet { return p(at, server, RST, 52, 0, "") }
 	known := Late{Cell: "c", Seq: 123, At: 13}
+	held := Late{Cell: "c", Seq: 123, At: 13, Closed: 8}
 	for _, tt := range []struct {
 		name string
 		in   []Packet
@@ -44,6 +45,13 @@ func TestOrderOf(t *testing.T) {
 		{"by time, id unknown", []Packet{request(0, 1), answer, acked, fin, request(12, 51), rst(13)}, Late{At: 13}, Crossing},
 		{"by time, id not in the packet", []Packet{p(0, peer, PSH|ACK, 1, 1, "GET"), answer, acked, fin, p(12, peer, PSH|ACK, 70, 52, "GET"), rst(13)}, known, Unnoticed},
 		{"by time, head in two packets", []Packet{answer, acked, p(9, peer, PSH|ACK, 70, 51, "GET"), fin, p(12, peer, PSH|ACK, 73, 52, " /"), rst(13)}, known, RequestFirst},
+		{"held back FIN behind the request", []Packet{answer, acked, request(9, 51), fin, rst(11)}, held, Crossing},
+		{"held back FIN behind the request and its acknowledgement", []Packet{answer, acked, request(9, 51), p(9, server, ACK, 51, 140, ""), fin, rst(11)}, held, Crossing},
+		{"held back FIN, request from before the close", []Packet{answer, acked, request(7, 51), fin, rst(11)}, held, RequestFirst},
+		{"held back reset", []Packet{answer, acked, request(9, 51), rst(11)}, held, Reset},
+		{"held back reset, request from before the close", []Packet{answer, acked, request(7, 51), rst(11)}, held, RequestFirst},
+		{"held back FIN has arrived", []Packet{answer, acked, fin, request(12, 52), rst(32)}, held, Unnoticed},
+		{"held back FIN and request in one moment", []Packet{answer, acked, fin, request(12, 51), rst(32)}, held, Crossing},
 		{"by time, too early", []Packet{answer, acked, fin, p(12, peer, PSH|ACK, 70, 52, "GET"), rst(13)}, Late{At: 11}, Unclear},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

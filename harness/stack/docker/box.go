@@ -35,6 +35,7 @@ type box struct {
 	files           map[string]string
 	publish         []string // host:port as the service listens
 	publishOn       netip.Addr
+	capabilities    []string
 }
 
 // run starts a container and leaves nothing when it cannot.
@@ -106,6 +107,7 @@ func (e *Engine) create(ctx context.Context, b box) (testcontainers.Container, e
 		HostConfigModifier: func(h *container.HostConfig) {
 			host = h
 			h.NetworkMode = container.NetworkMode(b.network)
+			h.CapAdd = b.capabilities
 			pids := int64(pidsLimit)
 			h.Resources = container.Resources{Memory: memoryLimit, MemorySwap: memoryLimit, PidsLimit: &pids}
 			if e.nofile.Load() {

@@ -242,7 +242,7 @@ func (r *Runtime) launch(ctx context.Context, s stack.Service, image Image, dir,
 	if err != nil {
 		return nil, err
 	}
-	want := box{name: p.name, labels: r.labels(), image: image, network: net, files: s.Files, entrypoint: []string{cmp.Or(s.Binary, ownPath)}}
+	want := box{name: p.name, labels: r.labels(), image: image, network: net, files: s.Files, entrypoint: []string{cmp.Or(s.Binary, ownPath)}, capabilities: s.Capabilities}
 	for _, a := range s.Args {
 		want.cmd = append(want.cmd, strings.ReplaceAll(a, "{dir}", folder))
 	}

@@ -268,6 +268,27 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+func TestCapabilities(t *testing.T) {
+	r := newRuntime(t, engine(t))
+	const netAdmin = 1 << 12 // capabilities(7)
+	may := func(capabilities ...string) uint64 {
+		dir := t.TempDir()
+		r.Start(t.Context(), stack.Service{Name: "capabilities", Args: []string{"capabilities"}, Ready: reserve(t, r, 1), Capabilities: capabilities}, dir)
+		mask, err := strconv.ParseUint(strings.TrimSpace(read(t, filepath.Join(dir, "stdout.log"))), 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mask
+	}
+	usual := may()
+	if usual&netAdmin != 0 {
+		t.Errorf("%#x without asking", usual)
+	}
+	if got := may("NET_ADMIN"); got != usual|netAdmin {
+		t.Errorf("%#x, want NET_ADMIN and no more than %#x besides", got, usual)
+	}
+}
+
 func TestCancelledStart(t *testing.T) {
 	r := newRuntime(t, engine(t))
 	start(t, r, server(t, r, "first", 1))

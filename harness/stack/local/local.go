@@ -61,6 +61,9 @@ func (r *Runtime) Close() { r.close.Do(func() { close(r.forks) }) }
 // Start implements stack.Runtime. Files are written below dir, as are
 // stdout.log and stderr.log.
 func (r *Runtime) Start(ctx context.Context, s stack.Service, dir string) (stack.Instance, error) {
+	if len(s.Capabilities) > 0 {
+		return nil, fmt.Errorf("%s: %s is for containers only: a process would have it over this machine's own network", s.Name, strings.Join(s.Capabilities, ", "))
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)

@@ -409,6 +409,16 @@ func TestTailOfStdout(t *testing.T) {
 	}
 }
 
+// A right over the network would be one over this machine's.
+func TestCapabilities(t *testing.T) {
+	dir := t.TempDir()
+	_, err := newRuntime(t).Start(t.Context(), stack.Service{Name: "server", Args: []string{"server"}, Capabilities: []string{"NET_ADMIN"}}, dir)
+	if want := "server: NET_ADMIN is for containers only: a process would have it over this machine's own network"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	nobodyIn(t, dir)
+}
+
 func TestAddressInUse(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
