@@ -157,13 +157,22 @@ func TestProgressSignals(t *testing.T) {
 }
 
 // TestE2ETerminal watches a real run on a terminal that changes its size, and
-// interrupts it: once, or twice.
+// ends it: by one interrupt, by two, by killing its proxy.
 func TestE2ETerminal(t *testing.T) {
 	file := scenarioFile(t, "terminal", "gohttp", `axes:
   proxy_idle: [300ms, 2s]
-  upstream_idle: [700ms, 20m]
-probe: {lanes: 10, budget: 1h}`)
-	for _, signals := range []int{1, 2} {
+  upstream_idle: [700ms, 1500ms]
+probe: {lanes: 10, shots: 100000, until: shots, budget: 1h}`)
+	for _, tt := range []struct {
+		name       string
+		interrupts string // typed at once: the echo of a later one may stand in the midst of the report
+		first      string // line of what stays
+		code       int
+	}{
+		{"interrupt", "\x03", "interrupted: finishing the bursts under way", exitInconclusive},
+		{"two interrupts", "\x03\x03", "interrupted: finishing the bursts under way", exitInconclusive},
+		{"killed proxy", "", "gohttp: gohttp: signal: killed", exitInconclusive},
+	} {
 		out := t.TempDir()
 		// As under a shell: when the first process of a terminal ends, what it wrote
 		// last may be lost.
@@ -189,9 +198,17 @@ probe: {lanes: 10, budget: 1h}`)
 		resize(40, 10)
 		waitFor(t, "a small frame", func() bool { return regexp.MustCompile(`(?m)^gohttp +\d/8`).MatchString(shown(vt)) })
 		resize(100, 200) // from here on all stays visible
-		waitFor(t, "a large frame", func() bool { return strings.Contains(shown(vt), "/300") && strings.Count(shown(vt), status) == 1 })
-		// At once: the echo of a later ^C may stand in the midst of the report.
-		p.Write(bytes.Repeat([]byte("\x03"), signals))
+		waitFor(t, "a large frame", func() bool { return strings.Contains(shown(vt), "/100k") && strings.Count(shown(vt), status) == 1 })
+		p.Write([]byte(tt.interrupts))
+		if tt.interrupts == "" {
+			for _, proc := range processesBelow(out) {
+				var pid int
+				if strings.HasSuffix(proc, "/stack/gohttp") {
+					fmt.Sscan(proc, &pid)
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		}
 		waitFor(t, "the end", func() bool { return strings.Contains(shown(vt), "exit code") })
 		found(t, vt)
 		got := shown(vt)
@@ -200,12 +217,12 @@ probe: {lanes: 10, budget: 1h}`)
 		<-done
 		for _, left := range []string{status, "rows: proxy idle", "first failure proven", "^C"} {
 			if strings.Contains(got, left) {
-				t.Errorf("%d interrupts: %q is still there:\n%s", signals, left, got)
+				t.Errorf("%s: %q is still there:\n%s", tt.name, left, got)
 			}
 		}
-		if !strings.HasPrefix(got, "interrupted: finishing") || !strings.Contains(got, "PARTIAL") ||
-			!strings.HasSuffix(strings.ReplaceAll(got, "\n", ""), fmt.Sprintf("holds the record, report.md and verdicts.json.exit code %d", exitInconclusive)) {
-			t.Errorf("%d interrupts:\n%s", signals, got)
+		if !strings.HasPrefix(got, tt.first) || !strings.Contains(got, "PARTIAL") ||
+			!strings.HasSuffix(strings.ReplaceAll(got, "\n", ""), fmt.Sprintf("holds the record, report.md and verdicts.json.exit code %d", tt.code)) {
+			t.Errorf("%s:\n%s", tt.name, got)
 		}
 		noneLeft(t, out)
 
@@ -225,7 +242,7 @@ probe: {lanes: 10, budget: 1h}`)
 			failures += v.Failures
 		}
 		if m := metricsFile(t, folder); m["idlerace_shots_total"] != float64(shots) || m["idlerace_failures_total"] != float64(failures) || shots == 0 {
-			t.Errorf("%g requests and %g failures in %s, %d and %d in the verdicts",
+			t.Errorf("%s: %g requests and %g failures in %s, %d and %d in the verdicts", tt.name,
 				m["idlerace_shots_total"], m["idlerace_failures_total"], results.MetricsFile, shots, failures)
 		}
 	}

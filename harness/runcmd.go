@@ -311,13 +311,15 @@ func interrupts(ctx context.Context, say func(string, ...any)) (hard context.Con
 		case <-hard.Done():
 			return
 		}
-		close(first) // a terminal that does not take our words must not keep a run from ending
+		close(first)
+		go func() { // a terminal that does not take our words must not keep a run from ending
+			select {
+			case <-signals:
+				cancel()
+			case <-hard.Done():
+			}
+		}()
 		say("interrupted: finishing the bursts under way; interrupt again to end at once")
-		select {
-		case <-signals:
-			cancel()
-		case <-hard.Done():
-		}
 	}()
 	return hard, first, func() { signal.Stop(signals); cancel() }
 }

@@ -85,7 +85,7 @@ func New() *Set {
 		end:     gauge("idlerace_run_end_time_seconds", "Unix time at which the run was judged; 0 before that. From then on all numbers are those of verdicts.json."),
 		budget:  gauge("idlerace_run_budget_seconds", "Time that probing may take."),
 		total:   gauge("idlerace_run_cells", "Cells and controls that are probed."),
-		decided: gauge("idlerace_run_cells_decided", "Cells and controls that have been probed enough."),
+		decided: gauge("idlerace_run_cells_decided", "Cells and controls whose probing has ended."),
 	}
 	s.registry.MustRegister(s.shots, s.aimed, s.failures, s.late, s.lateness, s.ages, s.states, s.build, s.info, s.start, s.end, s.budget, s.total, s.decided)
 	return s
