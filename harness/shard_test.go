@@ -18,8 +18,8 @@ import (
 // the whole, in its order, and a control of each kind per shard.
 func TestE2EShards(t *testing.T) {
 	file := scenarioFile(t, "shards", "gohttp", `axes:
-  proxy_idle: [200ms, 1200ms, off]
-  upstream_idle: [400ms]
+  proxy_idle: [300ms, 1200ms, off]
+  upstream_idle: [600ms]
 probe: {lanes: 30, shots: 120, budget: 120s}`)
 	whole, _ := runScenarioFile(t, file)
 
