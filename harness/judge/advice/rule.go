@@ -235,9 +235,9 @@ func (r rule) margin() judge.Sentence {
 		text += fmt.Sprintf("; the safe cells' proxy closed up to %s after its setting, as the upstream saw it", spec.FormatDuration(r.late))
 		switch {
 		case r.advised > r.least:
-			text += fmt.Sprintf(", which would have used up %s, so that %s is advised", least, spec.FormatDuration(r.advised))
+			text += fmt.Sprintf(", which would have used up %s, so that %s is advised (a calmer machine may show less)", least, spec.FormatDuration(r.advised))
 		case r.late >= r.least:
-			text += ", which would have used up " + least + ", and no larger difference was tried"
+			text += ", which would have used up " + least + ", and no larger difference was tried (a calmer machine may show less)"
 		}
 	}
 	if design := upstreamLateness(held); design > judge.LateByDesign {
