@@ -1,7 +1,6 @@
 // Package report renders a document of verdicts for people and for programs,
-// one file per format, explains single requests, and shows runs compared. It
-// reads what the judge wrote and nothing else; it must not import stack, load,
-// proxy or run.
+// one file per format, and explains single requests. It reads what the judge
+// wrote and nothing else; it must not import stack, load, proxy or run.
 package report
 
 import (
