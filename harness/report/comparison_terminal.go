@@ -79,7 +79,7 @@ func (p *page) compared(reference, run string, cells []compare.Cell) {
 			tests += ", bursts " + burstsText(c)
 		}
 		what := string(c.Direction)
-		if c.Requests != nil {
+		if c.Was.Requests(c.Measure).Hit+c.Is.Requests(c.Measure).Hit > 0 && c.Requests != nil {
 			what = strings.TrimPrefix(what+", "+string(c.Measure), ", ")
 		}
 		rows = append(rows, []string{cut(plain(c.ProxyIdle+"/"+c.UpstreamIdle), 14), mark(c.Was), mark(c.Is), tests + "\n" + what})

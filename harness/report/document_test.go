@@ -274,6 +274,7 @@ func random(r *rand.Rand, n int) *judge.Document {
 		d.Violations = append(d.Violations, judge.Violation{Cell: v.ID, State: v.State, Rule: text()})
 		d.Unavailable = append(d.Unavailable, judge.Unavailable{Proxy: text(), Reason: text(), Get: text()})
 	}
+	d.Advice = advice.Of(d)
 	return d
 }
 

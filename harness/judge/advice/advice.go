@@ -79,11 +79,14 @@ func subjects(d *judge.Document) (out []*subject) {
 }
 
 func (s *subject) sentences(d *judge.Document) []judge.Sentence {
-	if len(s.proven) == 0 && !slices.ContainsFunc(s.others, func(v *judge.Verdict) bool { return v.State != spec.Unsupported }) {
-		return []judge.Sentence{s.undecided()}
-	}
-	if no := s.withheld(d.Controls); no != nil {
+	tried := len(s.proven) > 0 || slices.ContainsFunc(s.others, func(v *judge.Verdict) bool { return v.State != spec.Unsupported })
+	if no := s.withheld(d.Controls); no != nil && tried {
 		return []judge.Sentence{*no}
+	}
+	if len(s.proven) == 0 {
+		no := s.undecided()
+		no.Kind, no.Text, no.Brief = judge.AdviceNone, "No advice: "+no.Text, "no advice: "+no.Brief
+		return []judge.Sentence{no}
 	}
 	var out []judge.Sentence
 	rules := map[far]rule{}
@@ -169,15 +172,11 @@ func (s *subject) gaps() (out []judge.Sentence) {
 	if len(s.others) > 0 {
 		out = append(out, s.undecided())
 	}
-	if len(s.proven) > 0 {
-		open := s.unmeasured()
-		out = append(out, judge.Sentence{Kind: judge.AdviceGap, Text: "Not measured, so not advised: " + strings.Join(open, "; ") + ".",
-			Brief: "not measured: " + strings.Join(open, "; "), Cells: support(s.proven)})
-	}
-	return out
+	open := strings.Join(s.unmeasured(), "; ")
+	return append(out, judge.Sentence{Kind: judge.AdviceGap, Text: "Not measured, so not advised: " + open + ".", Brief: "not measured: " + open, Cells: support(s.proven)})
 }
 
-// unmeasured lists what no proven cell of the proxy has tried.
+// unmeasured lists what no proven cell of the proxy has tried. There are some.
 func (s *subject) unmeasured() (out []string) {
 	var methods, rtts []string
 	var retries []spec.Retry

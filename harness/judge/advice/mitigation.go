@@ -107,7 +107,7 @@ func (s *subject) mitigations(rules map[far]rule) (out []judge.Sentence) {
 			case !a.keepsAlive() && u:
 				off.changes = append(off.changes, change{b, a})
 			case !a.keepsAlive():
-			case p && u && a.Retry != usual:
+			case p && u && retry[a.Retry] != nil:
 				retry[a.Retry].changes = append(retry[a.Retry].changes, change{b, a})
 			case p != u && a.Retry == usual && a.State == spec.Safe && len(r.held) > 0 && a.difference() >= r.advised:
 				apart.changes = append(apart.changes, change{b, a})

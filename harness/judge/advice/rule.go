@@ -171,6 +171,7 @@ func (r rule) none() judge.Sentence {
 	}
 	text := fmt.Sprintf("no pair of timeouts can be advised%s: %s; the nearest to it, proxy_idle %s with upstream_idle %s, %s", r.where, what,
 		spec.FormatDuration(first.proxy), spec.FormatDuration(first.upstream), did(first.stale))
+	text += overdue(worst(first.stale))
 	return judge.Sentence{Kind: judge.AdviceNone, Text: sentence(text), Brief: text, Cells: support(worst(first.stale))}
 }
 
@@ -207,8 +208,8 @@ func (r rule) why() judge.Sentence {
 		came = append(came, plural(again, "request")+" sent again")
 	}
 	return judge.Sentence{Kind: judge.AdviceWhy,
-		Text: fmt.Sprintf("Not with %s%s: %s (%s) met connections that the upstream's idle timer had just closed; %s.",
-			upTo(r.failed), r.where, tried, few(r.raced), strings.Join(came, ", ")),
+		Text: fmt.Sprintf("Not with %s%s: %s (%s) met connections that the upstream's idle timer had just closed; %s%s.",
+			upTo(r.failed), r.where, tried, few(r.raced), strings.Join(came, ", "), overdue(cells)),
 		Brief: fmt.Sprintf("not with %s%s: %s", upTo(r.failed), r.where, strings.Join(came, ", ")),
 		Cells: support(cells)}
 }
@@ -235,9 +236,9 @@ func (r rule) margin() judge.Sentence {
 		text += fmt.Sprintf("; the safe cells' proxy closed up to %s after its setting, as the upstream saw it", spec.FormatDuration(r.late))
 		switch {
 		case r.advised > r.least:
-			text += fmt.Sprintf(", which would have used up %s, so that %s is advised", least, spec.FormatDuration(r.advised))
+			text += fmt.Sprintf(", which would have used up %s, so that %s is advised (a calmer machine may show less)", least, spec.FormatDuration(r.advised))
 		case r.late >= r.least:
-			text += ", which would have used up " + least + ", and no larger difference was tried"
+			text += ", which would have used up " + least + ", and no larger difference was tried (a calmer machine may show less)"
 		}
 	}
 	if design := upstreamLateness(held); design > judge.LateByDesign {
@@ -334,6 +335,23 @@ func lateness(cells []cell) (late time.Duration) {
 		}
 	}
 	return late.Round(100 * time.Microsecond)
+}
+
+// overdue says how late the proxy closed in stale cells in which it should have
+// been first, as the end of a sentence; nothing where it should not, or was in
+// time.
+func overdue(cells []cell) string {
+	var first []cell
+	for _, c := range cells {
+		if c.difference() > 0 {
+			first = append(first, c)
+		}
+	}
+	late := lateness(first)
+	if late <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("; the proxy, whose timeout is the shorter one there, closed up to %s after it", spec.FormatDuration(late))
 }
 
 // upstreamLateness is how long after its setting the upstream closed, without a
