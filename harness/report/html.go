@@ -224,8 +224,8 @@ func headline(d *judge.Document) string {
 	switch {
 	case total == 0:
 		return "Nothing was tested, so nothing is known."
-	case lost == total:
-		return fmt.Sprintf("Requests are lost in all of %s tested.", all)
+	case lost == total && total > 1:
+		return fmt.Sprintf("Requests are lost in all of the %s tested.", all)
 	case lost > 0:
 		return fmt.Sprintf("Requests are lost in %d of the %s tested.", lost, all)
 	case n[spec.Safe] == total:
@@ -292,28 +292,36 @@ func changes(d *judge.Document) []change {
 		out[i].Because = append(out[i].Because, because)
 	}
 	for _, p := range order {
-		// From the largest lead of the proxy down to where not all is safe.
+		// From the largest lead of the proxy down to where a request met a closed
+		// connection. A lead without a proof of its own is no advice.
 		var least time.Duration
-		var held, rest sums
+		var held, tried, rest sums
 		example := ""
 		for _, lead := range slices.Backward(slices.Sorted(maps.Keys(p.leads))) {
 			s := p.leads[lead]
-			if rest.all == 0 && lead > 0 && s.safe == s.all {
-				least, example = lead, p.pairs[lead]
-				held.add(*s)
-			} else {
+			if rest.all > 0 || lead <= 0 || s.races+s.masked > 0 {
 				rest.add(*s)
+				continue
+			}
+			tried.add(*s)
+			if s.safe > 0 {
+				least, held, example = lead, tried, p.pairs[lead]
 			}
 		}
+		tried.all, tried.safe = tried.all-held.all, tried.safe-held.safe
+		rest.add(tried)
 		because := plain(p.name) + ": "
-		switch {
+		switch all := held.with(rest) + "."; {
+		case rest.races+rest.masked == 0 && held.safe+rest.safe == 0:
+			say("No advice: nothing was proven.", because+all)
+			continue
 		case rest.races+rest.masked == 0:
-			say("Nothing: no request met a closed connection.", because+held.with(rest)+".")
+			say("Nothing: no request met a closed connection.", because+all)
 			continue
 		case least > 0:
-			because += fmt.Sprintf("so set, all %d settings tested are safe; of the %d others %s", held.all, rest.all, rest)
+			because += fmt.Sprintf("so set, %s; of %s %s", held.with(sums{}), plural(rest.all, "other", "others"), rest)
 		default:
-			because += fmt.Sprintf("of the %d settings tested %s", rest.all, rest)
+			because += rest.with(sums{})
 		}
 		if p.off.all > 0 && p.off.safe == p.off.all {
 			because += "; without keep-alive to the upstream nothing is lost, at the price of a new connection per request"
@@ -321,7 +329,7 @@ func changes(d *judge.Document) []change {
 		if least > 0 {
 			say(fmt.Sprintf("Set the proxy's idle timeout for upstream connections at least %s below the upstream's own, such as %s.", spec.FormatDuration(least), example), because+".")
 		} else {
-			say("Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here is safe.", because+".")
+			say("Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.", because+".")
 		}
 	}
 	return out
@@ -334,9 +342,13 @@ func (s *sums) add(o sums) {
 	s.all, s.races, s.masked, s.safe = s.all+o.all, s.races+o.races, s.masked+o.masked, s.safe+o.safe
 }
 
+// with says what s and o came to together.
 func (s sums) with(o sums) string {
 	s.add(o)
-	return fmt.Sprintf("of the %d settings tested %s", s.all, s)
+	if s.safe == s.all && s.all > 1 {
+		return fmt.Sprintf("all %d settings tested are safe", s.all)
+	}
+	return fmt.Sprintf("of %s tested %s", plural(s.all, "setting", "settings"), s)
 }
 
 // String says it of several settings: "6 lose requests and 3 are unproven".
