@@ -278,9 +278,12 @@ func TestChanges(t *testing.T) {
 		"one beside proofs is told": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe), cell("a", "1s", "3s", spec.Inconclusive), cell("a", "2s", "1s", spec.Masked)},
 			[]change{{"Set the proxy's idle timeout for upstream connections at least 1s below the upstream's own, such as 1s against 2s.",
 				[]string{"a: so set, of 2 settings tested 1 is safe and 1 is unproven; of 1 other 1 works only because the proxy sends requests again."}}}},
-		"nothing to change": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: of 1 setting tested 1 is safe."}}}},
-		"nothing proven":    {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive)}, []change{{"No advice: nothing was proven.", []string{"a: of 1 setting tested 1 is unproven."}}}},
-		"no cell at all":    {[]judge.Verdict{cell("a", "soon", "2s", spec.Safe), cell("a", "1s", "2s", spec.Unsupported)}, nil},
+		"nothing to change":    {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: of 1 setting tested 1 is safe."}}}},
+		"nothing proven":       {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive)}, []change{{"No advice: nothing was proven.", []string{"a: of 1 setting tested 1 is unproven."}}}},
+		"keep-alive off alone": {[]judge.Verdict{cell("a", "off", "2s", spec.Safe), cell("a", "off", "1s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: all 2 settings tested are safe."}}}},
+		"keep-alive off, and it races": {[]judge.Verdict{cell("a", "off", "2s", spec.Races)}, []change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.",
+			[]string{"a: of 1 setting tested 1 loses requests."}}}},
+		"no cell at all": {[]judge.Verdict{cell("a", "soon", "2s", spec.Safe), cell("a", "1s", "2s", spec.Unsupported)}, nil},
 	} {
 		if diff := cmp.Diff(c.want, changes(&judge.Document{Cells: c.cells})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
