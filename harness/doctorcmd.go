@@ -48,9 +48,12 @@ Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` 
 	}
 }
 
-// forTests are programs that no run needs, only tests, by the command that gets
-// each. They may be required all the same.
-var forTests = map[string]string{"chromium": "apt-get install -y chromium"}
+// forTests are programs that no run needs, only tests: by which names each may be
+// on PATH, and the command that gets it. They may be required all the same.
+var forTests = map[string]struct {
+	names []string
+	get   string
+}{"chromium": {[]string{"chromium", "chromium-browser", "google-chrome"}, "apt-get install -y chromium"}}
 
 // examine prints what can run and gives the names that are required and
 // cannot.
@@ -99,9 +102,9 @@ func examine(ctx context.Context, w io.Writer, self string, required []string) (
 		}
 	}
 	for _, name := range required {
-		if get, ok := forTests[name]; ok {
-			if _, err := exec.LookPath(name); err != nil {
-				lacking = append(lacking, fmt.Sprintf("%s (to get it: %s)", name, get))
+		if p, ok := forTests[name]; ok {
+			if !slices.ContainsFunc(p.names, func(n string) bool { _, err := exec.LookPath(n); return err == nil }) {
+				lacking = append(lacking, fmt.Sprintf("%s (to get it: %s)", name, p.get))
 			}
 		} else if name != record.RuntimeDocker && name != string(spec.DriverNetem) && !slices.Contains(proxy.Names(), name) {
 			lacking = append(lacking, name+" (not a proxy this version knows)")

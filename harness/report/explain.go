@@ -85,8 +85,7 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 		if tl.Closed != nil && tl.Closed.Conn == e.Conn {
 			text = fmt.Sprintf("the request arrives %s too late; not executed", precise(time.Duration(e.At-tl.Closed.At)))
 		}
-		tl.add(e.At, e.Conn, text)
-		tl.Steps[len(tl.Steps)-1].arrival = true
+		tl.arrive(obs, e, text)
 		tl.Steps[len(tl.Steps)-1].lost = true
 	}
 	for _, e := range obs.Requests {
@@ -98,8 +97,7 @@ func NewTimeline(obs record.Observation, before []record.Event) Timeline {
 		if e.Nth == 1 {
 			text = "new connection; " + text
 		}
-		tl.add(e.At, e.Conn, text)
-		tl.Steps[len(tl.Steps)-1].arrival = true
+		tl.arrive(obs, e, text)
 	}
 	for _, p := range obs.Packets {
 		tl.packets(p)
@@ -226,6 +224,16 @@ func (tl *Timeline) add(at int64, conn uint64, text string) {
 	tl.Steps = append(tl.Steps, Step{At: at, Who: WhoUpstream, Conn: conn, Text: text})
 }
 
+// arrive adds an arrival of the request at the upstream: the message itself,
+// where no packet of it is known.
+func (tl *Timeline) arrive(obs record.Observation, e record.Event, text string) {
+	s := Step{At: e.At, Who: WhoUpstream, Conn: e.Conn, Text: text, arrival: true}
+	if !captured(obs, e.Conn) {
+		s.from = WhoProxy
+	}
+	tl.Steps = append(tl.Steps, s)
+}
+
 // addLogs adds what the proxy's log says. It gives no times, but each attempt
 // must precede the arrival that it caused; the rest stands before Steps[result],
 // the client's result.
@@ -306,9 +314,6 @@ func (tl *Timeline) addLogs(obs record.Observation, result int) {
 				at = i
 				break
 			}
-		}
-		if at == len(steps) {
-			attempts[0][0].to = WhoUpstream
 		}
 		steps = append(slices.Insert(steps, at, attempts[0][0]), s)
 		if failed := attempts[0][1]; failed.Text != "" {

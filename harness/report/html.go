@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"maps"
 	"slices"
-	"strings"
-	"time"
 
 	"idlerace/harness/judge"
 	"idlerace/harness/spec"
@@ -64,14 +61,14 @@ type sheet struct {
 	Started   string
 	Partial   string
 	Headline  string
-	Counts    []total
+	Counts    []stateCount
 	Qualified []string // what makes the verdict worth less
 	Changes   []change
 	Matrices  []matrix
-	Legend    []total
+	Legend    []stateCount
 	Policy    []said
 	Controls  []controlRow
-	Windows   []shapeOf
+	Windows   []windowRow
 	Margins   []judge.Margin
 	Reactions []Reaction
 	Untested  []untested
@@ -81,8 +78,8 @@ type sheet struct {
 	Parts     []*part
 }
 
-// total is a state with a number or a meaning.
-type total struct {
+// stateCount is a state with a number or a meaning.
+type stateCount struct {
 	look
 	N       int
 	Meaning string
@@ -100,19 +97,13 @@ type matrixRow struct {
 	Cells []*part // nil where the run has no such cell
 }
 
-// change is advice: what to set, and what was measured that says so.
-type change struct {
-	Lead    string
-	Because []string // a sentence per proxy
-}
-
 type controlRow struct {
 	Proxy             string
 	MustRace, MustNot []*part
 	Ok                bool
 }
 
-type shapeOf struct {
+type windowRow struct {
 	Part *part
 	Text string
 }
@@ -157,8 +148,8 @@ func newSheet(d *judge.Document, o Options) *sheet {
 	for _, state := range []spec.State{spec.Races, spec.Masked, spec.Safe, spec.Inconclusive, spec.Unsupported, spec.Broken} {
 		if n[state] > 0 {
 			_, meaning := legend(state)
-			s.Counts = append(s.Counts, total{lookOf(state), n[state], ""})
-			s.Legend = append(s.Legend, total{lookOf(state), n[state], meaning})
+			s.Counts = append(s.Counts, stateCount{lookOf(state), n[state], ""})
+			s.Legend = append(s.Legend, stateCount{lookOf(state), n[state], meaning})
 		}
 	}
 	for _, b := range blocks(d) {
@@ -187,7 +178,7 @@ func newSheet(d *judge.Document, o Options) *sheet {
 	}
 	for i := range d.Cells {
 		if v := &d.Cells[i]; v.Fit != nil && v.Fit.Stale > 0 {
-			s.Windows = append(s.Windows, shapeOf{parts[v], plain(fitText(*v))})
+			s.Windows = append(s.Windows, windowRow{parts[v], plain(fitText(*v))})
 		}
 	}
 	for _, m := range d.Margins {
@@ -224,8 +215,8 @@ func headline(d *judge.Document) string {
 	switch {
 	case total == 0:
 		return "Nothing was tested, so nothing is known."
-	case lost == total:
-		return fmt.Sprintf("Requests are lost in all of %s tested.", all)
+	case lost == total && total > 1:
+		return fmt.Sprintf("Requests are lost in all of the %s tested.", all)
 	case lost > 0:
 		return fmt.Sprintf("Requests are lost in %d of the %s tested.", lost, all)
 	case n[spec.Safe] == total:
@@ -236,129 +227,6 @@ func headline(d *judge.Document) string {
 		return fmt.Sprintf("No request was seen to be lost, but %d of the %s tested prove nothing.", unproven, all)
 	}
 	return fmt.Sprintf("No request is lost in the %s that could be tested.", plural(n[spec.Safe], "setting", "settings"))
-}
-
-// changes say what to set, as far as the verdicts alone can tell.
-func changes(d *judge.Document) []change {
-	type proxy struct {
-		name  string
-		leads map[time.Duration]*sums  // by upstream idle minus proxy idle
-		pairs map[time.Duration]string // a pair of timeouts that differ so
-		off   sums
-	}
-	var order []*proxy
-	index := map[string]*proxy{}
-	one := func(v *judge.Verdict) sums {
-		s := sums{all: 1}
-		switch v.State {
-		case spec.Races:
-			s.races = 1
-		case spec.Masked:
-			s.masked = 1
-		case spec.Safe:
-			s.safe = 1
-		}
-		return s
-	}
-	for i := range d.Cells {
-		v := &d.Cells[i]
-		c, err := v.Cell()
-		if err != nil || v.State == spec.Unsupported {
-			continue
-		}
-		p := index[proxyName(v)]
-		if p == nil {
-			p = &proxy{name: proxyName(v), leads: map[time.Duration]*sums{}, pairs: map[time.Duration]string{}}
-			index[p.name] = p
-			order = append(order, p)
-		}
-		if c.ProxyIdle == spec.Off {
-			p.off.add(one(v))
-			continue
-		}
-		lead := c.UpstreamIdle - time.Duration(c.ProxyIdle)
-		if p.leads[lead] == nil {
-			p.leads[lead] = &sums{}
-			p.pairs[lead] = fmt.Sprintf("%s against %s", c.ProxyIdle, spec.FormatDuration(c.UpstreamIdle))
-		}
-		p.leads[lead].add(one(v))
-	}
-	var out []change
-	say := func(lead, because string) {
-		i := slices.IndexFunc(out, func(c change) bool { return c.Lead == lead })
-		if i < 0 {
-			i, out = len(out), append(out, change{Lead: lead})
-		}
-		out[i].Because = append(out[i].Because, because)
-	}
-	for _, p := range order {
-		// From the largest lead of the proxy down to where not all is safe.
-		var least time.Duration
-		var held, rest sums
-		example := ""
-		for _, lead := range slices.Backward(slices.Sorted(maps.Keys(p.leads))) {
-			s := p.leads[lead]
-			if rest.all == 0 && lead > 0 && s.safe == s.all {
-				least, example = lead, p.pairs[lead]
-				held.add(*s)
-			} else {
-				rest.add(*s)
-			}
-		}
-		because := plain(p.name) + ": "
-		switch {
-		case rest.races+rest.masked == 0:
-			say("Nothing: no request met a closed connection.", because+held.with(rest)+".")
-			continue
-		case least > 0:
-			because += fmt.Sprintf("so set, all %d settings tested are safe; of the %d others %s", held.all, rest.all, rest)
-		default:
-			because += fmt.Sprintf("of the %d settings tested %s", rest.all, rest)
-		}
-		if p.off.all > 0 && p.off.safe == p.off.all {
-			because += "; without keep-alive to the upstream nothing is lost, at the price of a new connection per request"
-		}
-		if least > 0 {
-			say(fmt.Sprintf("Set the proxy's idle timeout for upstream connections at least %s below the upstream's own, such as %s.", spec.FormatDuration(least), example), because+".")
-		} else {
-			say("Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here is safe.", because+".")
-		}
-	}
-	return out
-}
-
-// sums are cells by what they came to.
-type sums struct{ all, races, masked, safe int }
-
-func (s *sums) add(o sums) {
-	s.all, s.races, s.masked, s.safe = s.all+o.all, s.races+o.races, s.masked+o.masked, s.safe+o.safe
-}
-
-func (s sums) with(o sums) string {
-	s.add(o)
-	return fmt.Sprintf("of the %d settings tested %s", s.all, s)
-}
-
-// String says it of several settings: "6 lose requests and 3 are unproven".
-func (s sums) String() string {
-	var parts []string
-	for _, c := range []struct {
-		n         int
-		one, many string
-	}{
-		{s.races, "loses requests", "lose requests"},
-		{s.masked, "works only because the proxy sends requests again", "work only because the proxy sends requests again"},
-		{s.safe, "is safe", "are safe"},
-		{s.all - s.races - s.masked - s.safe, "is unproven", "are unproven"},
-	} {
-		if c.n > 0 {
-			parts = append(parts, plural(c.n, c.one, c.many))
-		}
-	}
-	if n := len(parts); n > 1 {
-		return strings.Join(parts[:n-1], ", ") + " and " + parts[n-1]
-	}
-	return strings.Join(parts, "")
 }
 
 // notTested is what the run says nothing about, and why.

@@ -236,7 +236,8 @@ func (failing) Open(name string) (fs.File, error) {
 func TestHeadline(t *testing.T) {
 	for want, states := range map[string][]spec.State{
 		"Nothing was tested, so nothing is known.":                                                     nil,
-		"Requests are lost in all of 2 settings tested.":                                               {spec.Races, spec.Races},
+		"Requests are lost in all of the 2 settings tested.":                                           {spec.Races, spec.Races},
+		"Requests are lost in 1 of the 1 setting tested.":                                              {spec.Races},
 		"Requests are lost in 1 of the 3 settings tested.":                                             {spec.Races, spec.Safe, spec.Inconclusive},
 		"No request is lost: 2 settings tested, all safe.":                                             {spec.Safe, spec.Safe},
 		"No request is lost, but in 1 of the 2 settings tested only because the proxy sends it again.": {spec.Safe, spec.Masked},
@@ -266,16 +267,23 @@ func TestChanges(t *testing.T) {
 			cell("a", "1s", "500ms", spec.Races), cell("a", "1s", "1s", spec.Masked), cell("a", "500ms", "1s", spec.Safe), cell("a", "500ms", "2s", spec.Safe), cell("a", "off", "1s", spec.Safe),
 			cell("b", "1s", "1s", spec.Races), cell("b", "500ms", "1s", spec.Safe),
 		}, []change{{"Set the proxy's idle timeout for upstream connections at least 500ms below the upstream's own, such as 500ms against 1s.", []string{
-			"a: so set, all 2 settings tested are safe; of the 2 others 1 loses requests and 1 works only because the proxy sends requests again; without keep-alive to the upstream nothing is lost, at the price of a new connection per request.",
-			"b: so set, all 1 settings tested are safe; of the 1 others 1 loses requests."}}}},
+			"a: so set, all 2 settings tested are safe; of 2 others 1 loses requests and 1 works only because the proxy sends requests again; without keep-alive to the upstream nothing is lost, at the price of a new connection per request.",
+			"b: so set, of 1 setting tested 1 is safe; of 1 other 1 loses requests."}}}},
 		"a larger lead that fails leaves none": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe), cell("a", "1s", "4s", spec.Races), cell("a", "1s", "1s", spec.Races)},
-			[]change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here is safe.",
-				[]string{"a: of the 3 settings tested 2 lose requests and 1 is safe."}}}},
+			[]change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.",
+				[]string{"a: of 3 settings tested 2 lose requests and 1 is safe."}}}},
 		"an unproven lead is none": {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive), cell("a", "1s", "3s", spec.Safe), cell("a", "2s", "1s", spec.Races)},
 			[]change{{"Set the proxy's idle timeout for upstream connections at least 2s below the upstream's own, such as 1s against 3s.",
-				[]string{"a: so set, all 1 settings tested are safe; of the 2 others 1 loses requests and 1 is unproven."}}}},
-		"nothing to change": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: of the 1 settings tested 1 is safe."}}}},
-		"no cell at all":    {[]judge.Verdict{cell("a", "soon", "2s", spec.Safe), cell("a", "1s", "2s", spec.Unsupported)}, nil},
+				[]string{"a: so set, of 1 setting tested 1 is safe; of 2 others 1 loses requests and 1 is unproven."}}}},
+		"one beside proofs is told": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe), cell("a", "1s", "3s", spec.Inconclusive), cell("a", "2s", "1s", spec.Masked)},
+			[]change{{"Set the proxy's idle timeout for upstream connections at least 1s below the upstream's own, such as 1s against 2s.",
+				[]string{"a: so set, of 2 settings tested 1 is safe and 1 is unproven; of 1 other 1 works only because the proxy sends requests again."}}}},
+		"nothing to change":    {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: of 1 setting tested 1 is safe."}}}},
+		"nothing proven":       {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive)}, []change{{"No advice: nothing was proven.", []string{"a: of 1 setting tested 1 is unproven."}}}},
+		"keep-alive off alone": {[]judge.Verdict{cell("a", "off", "2s", spec.Safe), cell("a", "off", "1s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: all 2 settings tested are safe."}}}},
+		"keep-alive off, and it races": {[]judge.Verdict{cell("a", "off", "2s", spec.Races)}, []change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.",
+			[]string{"a: of 1 setting tested 1 loses requests."}}}},
+		"no cell at all": {[]judge.Verdict{cell("a", "soon", "2s", spec.Safe), cell("a", "1s", "2s", spec.Unsupported)}, nil},
 	} {
 		if diff := cmp.Diff(c.want, changes(&judge.Document{Cells: c.cells})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)

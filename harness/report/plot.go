@@ -15,7 +15,7 @@ import (
 // A plot's size in its own units, and the frame that its bars fill.
 const (
 	plotWidth, plotHeight         = 360, 150
-	plotLeft, plotTop, plotBottom = 34, 22, 118
+	plotLeft, plotTop, plotBottom = 40, 22, 118
 	plotRight                     = plotWidth - 26
 )
 
@@ -137,7 +137,11 @@ func (p *plot) bar(class string, a axis, from, to time.Duration, share float64) 
 		return
 	}
 	x, h := a.x(from), max(share*(plotBottom-plotTop), 1)
-	p.Bars = append(p.Bars, bar{class, pixel(x), pixel(plotBottom - h), pixel(max(a.x(to)-x-0.4, 0.6)), pixel(h)})
+	w := a.x(to) - x
+	if w > 3 { // one is told from the next
+		w -= 0.4
+	}
+	p.Bars = append(p.Bars, bar{class, pixel(x), pixel(plotBottom - h), pixel(max(w, 0.6)), pixel(h)})
 }
 
 func (p *plot) mark(a axis, d time.Duration, text string) {
@@ -225,6 +229,10 @@ func agePlot(ages judge.Ages, rtt time.Duration) *plot {
 	return p
 }
 
+// leastWhisker is how wide a bar must be for its interval to be drawn: those of
+// narrow ones would hide each other.
+const leastWhisker = 5
+
 // curvePlot draws the rate at which requests met a closed connection, by age.
 func curvePlot(f *judge.Fit) *plot {
 	if len(f.Curve) == 0 {
@@ -240,13 +248,16 @@ func curvePlot(f *judge.Fit) *plot {
 	if a.to <= a.from {
 		return nil
 	}
-	p := newPlot(a, fmt.Sprintf("Share of %d requests that met a closed connection, by age relative to the upstream's close", f.Shots), "100 %")
+	p := newPlot(a, fmt.Sprintf("Share of %d requests that met a closed connection, by age relative to the upstream's close", f.Shots), "100%")
 	for _, b := range f.Curve {
 		from, to := max(time.Duration(b.From), a.from), min(time.Duration(b.To), a.to)
 		if to <= from {
 			continue
 		}
-		p.bar("hit", a, from, to, float64(b.Stale)/float64(max(b.Shots, 1)))
+		p.bar("calm", a, from, to, float64(b.Stale)/float64(max(b.Shots, 1)))
+		if a.x(to)-a.x(from) < leastWhisker {
+			continue
+		}
 		y := func(rate float64) px { return pixel(plotBottom - rate*(plotBottom-plotTop)) }
 		p.Whisker = append(p.Whisker, line{pixel((a.x(from) + a.x(to)) / 2), y(b.Rate.High), y(b.Rate.Low)})
 	}
