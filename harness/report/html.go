@@ -64,6 +64,7 @@ type sheet struct {
 	Counts    []stateCount
 	Qualified []string // what makes the verdict worth less
 	Changes   []change
+	Backing   []backing
 	Matrices  []matrix
 	Legend    []stateCount
 	Policy    []said
@@ -131,12 +132,13 @@ func newSheet(d *judge.Document, o Options) *sheet {
 	r := &d.Run
 	s := &sheet{
 		Style: template.CSS(paletteCSS() + htmlStyle), Scenario: plain(r.Scenario), About: plain(r.About), Started: when(r), Partial: plain(r.Partial),
-		Headline: headline(d), Changes: changes(d), Policy: saidOf(violations(d)), Warnings: saidOf(warnings(d)), Facts: environment(d),
+		Headline: headline(d), Policy: saidOf(violations(d)), Warnings: saidOf(warnings(d)), Facts: environment(d),
 	}
 	for _, q := range sentences(d)[1:] {
 		s.Qualified = append(s.Qualified, plain(q))
 	}
 	parts := newParts(d, o)
+	s.Changes, s.Backing = changes(d, parts)
 	for i := range d.Cells {
 		s.Numbers = append(s.Numbers, parts[&d.Cells[i]])
 	}

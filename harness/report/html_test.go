@@ -254,40 +254,56 @@ func TestHeadline(t *testing.T) {
 	}
 }
 
+// TestChanges: what to do stands once for all proxies, every ground with links to
+// its cells, and what does not say what to do stands apart.
 func TestChanges(t *testing.T) {
-	cell := func(proxy, p, u string, s spec.State) judge.Verdict {
-		return judge.Verdict{Proxy: proxy, ProxyIdle: p, UpstreamIdle: u, RTT: "0s", State: s}
-	}
-	for name, c := range map[string]struct {
-		cells []judge.Verdict
-		want  []change
-	}{
-		"none": {nil, nil},
-		"a lead that holds, for two proxies": {[]judge.Verdict{
-			cell("a", "1s", "500ms", spec.Races), cell("a", "1s", "1s", spec.Masked), cell("a", "500ms", "1s", spec.Safe), cell("a", "500ms", "2s", spec.Safe), cell("a", "off", "1s", spec.Safe),
-			cell("b", "1s", "1s", spec.Races), cell("b", "500ms", "1s", spec.Safe),
-		}, []change{{"Set the proxy's idle timeout for upstream connections at least 500ms below the upstream's own, such as 500ms against 1s.", []string{
-			"a: so set, all 2 settings tested are safe; of 2 others 1 loses requests and 1 works only because the proxy sends requests again; without keep-alive to the upstream nothing is lost, at the price of a new connection per request.",
-			"b: so set, of 1 setting tested 1 is safe; of 1 other 1 loses requests."}}}},
-		"a larger lead that fails leaves none": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe), cell("a", "1s", "4s", spec.Races), cell("a", "1s", "1s", spec.Races)},
-			[]change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.",
-				[]string{"a: of 3 settings tested 2 lose requests and 1 is safe."}}}},
-		"an unproven lead is none": {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive), cell("a", "1s", "3s", spec.Safe), cell("a", "2s", "1s", spec.Races)},
-			[]change{{"Set the proxy's idle timeout for upstream connections at least 2s below the upstream's own, such as 1s against 3s.",
-				[]string{"a: so set, of 1 setting tested 1 is safe; of 2 others 1 loses requests and 1 is unproven."}}}},
-		"one beside proofs is told": {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe), cell("a", "1s", "3s", spec.Inconclusive), cell("a", "2s", "1s", spec.Masked)},
-			[]change{{"Set the proxy's idle timeout for upstream connections at least 1s below the upstream's own, such as 1s against 2s.",
-				[]string{"a: so set, of 2 settings tested 1 is safe and 1 is unproven; of 1 other 1 works only because the proxy sends requests again."}}}},
-		"nothing to change":    {[]judge.Verdict{cell("a", "1s", "2s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: of 1 setting tested 1 is safe."}}}},
-		"nothing proven":       {[]judge.Verdict{cell("a", "1s", "2s", spec.Inconclusive)}, []change{{"No advice: nothing was proven.", []string{"a: of 1 setting tested 1 is unproven."}}}},
-		"keep-alive off alone": {[]judge.Verdict{cell("a", "off", "2s", spec.Safe), cell("a", "off", "1s", spec.Safe)}, []change{{"Nothing: no request met a closed connection.", []string{"a: all 2 settings tested are safe."}}}},
-		"keep-alive off, and it races": {[]judge.Verdict{cell("a", "off", "2s", spec.Races)}, []change{{"Set the proxy's idle timeout for upstream connections well below the upstream's own; no pair tested here was proven safe.",
-			[]string{"a: of 1 setting tested 1 loses requests."}}}},
-		"no cell at all": {[]judge.Verdict{cell("a", "soon", "2s", spec.Safe), cell("a", "1s", "2s", spec.Unsupported)}, nil},
-	} {
-		if diff := cmp.Diff(c.want, changes(&judge.Document{Cells: c.cells})); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
+	cell := func(id string) judge.Verdict { return judge.Verdict{ID: id, RTT: "0s", State: spec.Safe} }
+	sentence := func(kind judge.AdviceKind, text string, cells ...string) judge.Sentence {
+		s := judge.Sentence{Kind: kind, Text: text}
+		for _, id := range cells {
+			s.Cells = append(s.Cells, judge.Support{ID: id, State: spec.Safe})
 		}
+		return s
+	}
+	d := &judge.Document{Cells: []judge.Verdict{cell("c1"), cell("c2"), cell("c3")}, Controls: []judge.Verdict{cell("c4")}, Advice: []judge.Advice{
+		{Proxy: "a", Sentences: []judge.Sentence{
+			sentence(judge.AdviceSet, "Keep x below y: all were safe.", "c1", "c2", "c3"),
+			sentence(judge.AdviceGap, "Not measured: z.", "c1"),
+			sentence(judge.AdviceMitigation, "retry off changes nothing.", "c4", "gone"),
+			sentence(judge.AdviceMitigation, "proxy_idle off cures it: GET.", "c1"),
+		}},
+		{Proxy: "b", Sentences: []judge.Sentence{sentence(judge.AdviceSet, "Keep x below y: one was safe.", "c3"), sentence(judge.AdviceMitigation, "x below y cures it.", "c3")}},
+		{Proxy: "c", Sentences: []judge.Sentence{sentence(judge.AdviceNone, "No advice: the control failed.", "c4")}},
+	}}
+	out, rest := changes(d, newParts(d, Options{}))
+	var got []string
+	show := func(g ground) {
+		line := "  " + g.Proxy + " | " + g.Text
+		for _, p := range g.Cells {
+			line += " #" + p.Cell
+		}
+		got = append(got, fmt.Sprintf("%s +%d", line, g.More))
+	}
+	for _, c := range out {
+		got = append(got, c.Lead)
+		for _, g := range c.Because {
+			show(g)
+		}
+	}
+	for _, b := range rest {
+		got = append(got, "rest of "+b.Proxy)
+		for _, g := range b.Sentences {
+			show(g)
+		}
+	}
+	want := []string{
+		"Keep x below y.", "  a | All were safe. #c1 #c2 +1", "  b | One was safe. #c3 +0",
+		"Retry off changes nothing.", "  a |  #c4 +1", "A proxy_idle off cures it.", "  a | GET. #c1 +0",
+		"No advice.", "  c | The control failed. #c4 +0",
+		"rest of a", "   | Not measured: z. #c1 +0", "rest of b", "   | X below y cures it. #c3 +0",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
