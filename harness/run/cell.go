@@ -45,7 +45,7 @@ type cell struct {
 	lateSeen map[uint64]bool  // late requests of the burst under way
 	answered int              // shots that reached the proxy
 	suspects []suspect        // connections to ask packets of
-	closes   map[uint64]int64 // when (Unix ns) the idle timer closed a connection, of the burst under way
+	closes   map[uint64]int64 // seenClosed of connections that the idle timer has closed of late
 	done     bool
 
 	bursts int
