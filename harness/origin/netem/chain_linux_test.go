@@ -64,10 +64,9 @@ func newChain(t *testing.T, routes []route) *chain {
 		}
 	})
 	ready := make(chan bool)
-	go c.there(func() error {
-		ends <- origin.Run(ctx, cfg, func(map[string]string) { close(ready) })
-		return nil
-	})
+	go func() {
+		ends <- c.enter(func() error { return origin.Run(ctx, cfg, func(map[string]string) { close(ready) }) })
+	}()
 	go func() { ends <- gohttp.Run(ctx, proxy, io.Discard) }()
 	select {
 	case <-ready:
