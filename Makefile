@@ -65,6 +65,10 @@ test: ## run all tests; what is not installed is skipped, by name
 test-e2e: ## run the end-to-end tests only: real proxies, real sockets
 	$(GO) test -count=1 -run 'E2E|Script' $(TESTFLAGS) ./harness/...
 
+.PHONY: test-netem
+test-netem: ## test the netem link in a virtual machine whose kernel has netem (Debian, amd64)
+	@.ci/netem-vm
+
 .PHONY: race
 race: ## run all tests under the race detector (needs a C compiler)
 	$(GO) test -race -count=1 $(TESTFLAGS) ./...

@@ -107,11 +107,14 @@ One server is set by flags; several by --config FILE (JSON):
     {"name": "far", "listen": "127.0.0.1:9003", "idle_timeout": "5s",
      "link": {"up": "20ms", "down": "20ms", "jitter_up": "1ms",
               "idle": "350s", "on_idle": "drop", "half_closed": "60s"}}],
-   "capture": true}
+   "capture": true, "contained": false}
 
 link is an emulated network in front of a server: delays each way, and a
 middlebox that gives up idle connections ("drop", "reset", "reset-late") and
-forgets half-closed ones. capture records the servers' packets (CAP_NET_RAW).
+forgets half-closed ones. With {"netem": true, "down": "40ms", "jitter_down":
+"1ms"} the kernel delays what leaves the server's port, for an origin that is
+"contained": in a container's network of its own (CAP_NET_ADMIN). capture
+records the servers' packets (CAP_NET_RAW).
 
 How an idle connection is closed:
   fin         FIN at once; reads on, notes the id of a late request, resets

@@ -1,7 +1,8 @@
 // Package origin is the configurable Go upstream and the main witness of a
 // run: real net/http servers, a port each, that journal every connection and
 // request and can read the id of a request which lost the keep-alive race. Of
-// this module it must import record, spec, wire and origin/link only.
+// this module it must import record, spec, wire, origin/link and origin/netem
+// only.
 package origin
 
 import (

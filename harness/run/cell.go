@@ -46,7 +46,7 @@ type cell struct {
 	answered int              // shots that reached the proxy
 	suspects []suspect        // connections to ask packets of
 	proven   time.Time        // of its first attributed failure; zero: none yet
-	closes   map[uint64]int64 // when (Unix ns) the idle timer closed a connection, of the burst under way
+	closes   map[uint64]int64 // seenClosed of connections that the idle timer has closed of late
 	done     bool
 
 	bursts int

@@ -54,20 +54,16 @@ type suspect struct {
 // the hub's lock.
 func (c *cell) suspect(e record.Event) {
 	witnessed := c.item.Cell.Close.Witnessed()
-	if c.packets != nil && witnessed && e.IdleClosed() {
-		c.closes[e.Conn] = e.At
+	if c.packets != nil && e.IdleClosed() {
+		if at := c.seenClosed(e.At); at != 0 {
+			c.closes[e.Conn] = at
+		}
 	}
 	if c.packets == nil || e.Kind == record.EventLate != witnessed || !witnessed && !e.IdleClosed() {
 		return
 	}
-	s := suspect{conn: e.Conn, server: e.Server, peer: e.Peer, idle: e.At - int64(e.Idle),
-		cell: e.Cell, seq: e.Seq, at: e.At, late: witnessed}
-	if witnessed {
-		s.closed = c.seenClosed(c.closes[e.Conn])
-	} else {
-		s.closed = c.seenClosed(e.At)
-	}
-	c.suspects = append(c.suspects, s)
+	c.suspects = append(c.suspects, suspect{conn: e.Conn, server: e.Server, peer: e.Peer, idle: e.At - int64(e.Idle),
+		cell: e.Cell, seq: e.Seq, at: e.At, late: witnessed, closed: c.closes[e.Conn]})
 }
 
 // seenClosed is from when on a request that passes the capture finds a server
@@ -75,7 +71,7 @@ func (c *cell) suspect(e record.Event) {
 // at the proxies' end of the cell's network.
 func (c *cell) seenClosed(at int64) int64 {
 	up, down := c.link.Delays(c.item.Cell.RTT)
-	if at == 0 || up+down+c.link.Up.Jitter+c.link.Down.Jitter == 0 {
+	if up+down+c.link.Up.Jitter+c.link.Down.Jitter == 0 {
 		return 0
 	}
 	return at - int64(up+c.link.Up.Jitter)

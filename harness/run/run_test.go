@@ -288,9 +288,6 @@ func TestSeenClosed(t *testing.T) {
 		if got := c.seenClosed(at); got != tt.want {
 			t.Errorf("%s %+v: %s, want %s", tt.rtt, tt.link, time.Duration(got), time.Duration(tt.want))
 		}
-		if got := c.seenClosed(0); got != 0 {
-			t.Errorf("%s %+v: a close that is not known: %d", tt.rtt, tt.link, got)
-		}
 	}
 }
 

@@ -159,7 +159,8 @@ const maxNetemJitter = 4 * time.Second
 
 // checkNetem refuses what the kernel cannot do, and a driver with nothing to do.
 func (d *draft) checkNetem() error {
-	for _, v := range d.relayOnly {
+	if len(d.relayOnly) > 0 {
+		v := d.relayOnly[0]
 		hint := fmt.Sprintf("driver %s has it", DriverRelay)
 		if v.path == "link.up" {
 			hint = "say the whole round trip: axes.rtt, or link.down"

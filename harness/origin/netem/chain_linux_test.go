@@ -22,9 +22,9 @@ import (
 )
 
 const (
-	roundTrip = 80 * time.Millisecond
-	idle      = 600 * time.Millisecond
-	near      = 15 * time.Millisecond // what a shot's age may be off by, to count
+	roundTrip = 300 * time.Millisecond
+	idle      = 800 * time.Millisecond
+	near      = 70 * time.Millisecond // what a shot's age may be off by, to count
 )
 
 // chain is an origin behind a cable, and the embedded proxy before it.
@@ -64,10 +64,9 @@ func newChain(t *testing.T, routes []route) *chain {
 		}
 	})
 	ready := make(chan bool)
-	go c.there(func() error {
-		ends <- origin.Run(ctx, cfg, func(map[string]string) { close(ready) })
-		return nil
-	})
+	go func() {
+		ends <- c.enter(func() error { return origin.Run(ctx, cfg, func(map[string]string) { close(ready) }) })
+	}()
 	go func() { ends <- gohttp.Run(ctx, proxy, io.Discard) }()
 	select {
 	case <-ready:
@@ -102,42 +101,57 @@ func (c *chain) post(addr string) int {
 	return resp.StatusCode
 }
 
-// shot is the answer to a request over a connection of that age. What a busy
-// machine sends at another age is sent again.
-func (c *chain) shot(addr string, age time.Duration) int {
+// shot is the answer to a request over a connection of that age, which is the
+// client's. What a busy machine sends or passes on late is sent again: a request
+// arrives at once, when the origin has the connection for a round trip longer, or
+// a round trip later over a new one.
+func (c *chain) shot(addr string, age, trip time.Duration) int {
 	c.t.Helper()
 	for range 20 {
-		time.Sleep(idle + 3*roundTrip) // the connection of the shot before is gone
+		time.Sleep(idle + 3*near) // the connection of the shot before is gone, to the proxy as well
 		c.post(addr)
 		begun := time.Now()
 		time.Sleep(age)
-		late := time.Since(begun) - age
-		if status := c.post(addr); late < near {
+		sent := time.Now()
+		late := sent.Sub(begun) - age
+		status := c.post(addr)
+		e, ok := c.arrival()
+		arrived := time.Duration(e.At - sent.UnixNano())
+		if e.Idle == 0 {
+			arrived -= trip
+		} else {
+			late = max(late, (e.Idle - trip - age).Abs())
+		}
+		if ok && max(late, arrived) < near {
 			return status
 		}
+		c.t.Logf("arrived %v, %s late: again", ok, max(late, arrived))
 	}
 	c.t.Fatalf("this machine is too busy for an age of %s", age)
 	return 0
 }
 
-// journal is all that the origin has noted of the latest late request's
-// connection: the close, and that request.
-func (c *chain) journal() (closed, late record.Event) {
+// arrival is the latest request as the origin has noted it, which may be after
+// the proxy's answer; ok is false for one that never came.
+func (c *chain) arrival() (e record.Event, ok bool) {
 	c.t.Helper()
-	resp, err := http.Get("http://" + c.admin + "/journal")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var events []record.Event
-	for dec := json.NewDecoder(resp.Body); ; {
-		var e record.Event
-		if err := dec.Decode(&e); err == io.EOF {
-			break
-		} else if err != nil {
-			c.t.Fatal(err)
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for _, e := range c.journal() {
+			if e.Seq == c.seq && (e.Kind == record.EventRequest || e.Kind == record.EventLate) {
+				return e, true
+			}
 		}
-		if events = append(events, e); e.Kind == record.EventLate {
+	}
+	return record.Event{}, false
+}
+
+// late is a server's latest request that came too late, and the close of its
+// connection.
+func (c *chain) late(server string) (closed, late record.Event) {
+	c.t.Helper()
+	events := c.journal()
+	for _, e := range events {
+		if e.Kind == record.EventLate && e.Server == server {
 			late = e
 		}
 	}
@@ -147,6 +161,25 @@ func (c *chain) journal() (closed, late record.Event) {
 		}
 	}
 	return closed, late
+}
+
+// journal is all that the origin has noted.
+func (c *chain) journal() (events []record.Event) {
+	c.t.Helper()
+	resp, err := http.Get("http://" + c.admin + "/journal")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for dec := json.NewDecoder(resp.Body); ; {
+		var e record.Event
+		if err := dec.Decode(&e); err == io.EOF {
+			return events
+		} else if err != nil {
+			c.t.Fatal(err)
+		}
+		events = append(events, e)
+	}
 }
 
 // packets are those of a connection.
@@ -183,20 +216,21 @@ func TestChain(t *testing.T) {
 	}{
 		{far, idle - roundTrip - 2*near, http.StatusOK},
 		{far, idle - roundTrip + 2*near, http.StatusBadGateway},
-		{far, idle - 2*near, http.StatusBadGateway},
-		{far, idle + roundTrip, http.StatusOK}, // the proxy has the FIN
+		{far, idle + 2*near, http.StatusOK}, // the proxy has the FIN
 		{here, idle - roundTrip + 2*near, http.StatusOK},
-		{here, idle - 2*near, http.StatusOK},
-		{here, idle + roundTrip, http.StatusOK},
 	} {
-		got := c.shot(tt.proxy, tt.age)
+		trip := time.Duration(0)
+		if tt.link != nil {
+			trip = roundTrip
+		}
+		got := c.shot(tt.proxy, tt.age, trip)
 		t.Logf("%s, %s before the close: %d", tt.name, idle-tt.age, got)
 		if got != tt.want {
 			t.Errorf("%s, %s before the close: %d, want %d", tt.name, idle-tt.age, got, tt.want)
 		}
 	}
 
-	closed, late := c.journal()
+	closed, late := c.late(far.name)
 	if late.Conn == 0 || closed.Conn == 0 || late.At < closed.At || late.At > closed.At+int64(roundTrip) {
 		t.Fatalf("closed %+v, late %+v", closed, late)
 	}

@@ -254,6 +254,12 @@ func newCable(t *testing.T) *cable {
 // there calls f in the server's network.
 func (c *cable) there(f func() error) {
 	c.t.Helper()
+	if err := c.enter(f); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cable) enter(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for ever, as above
@@ -263,9 +269,7 @@ func (c *cable) there(f func() error) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		c.t.Fatal(err)
-	}
+	return <-done
 }
 
 // install shapes the server's end of the cable.
@@ -357,24 +361,16 @@ func echo(c *net.TCPConn) { io.Copy(c, c) }
 func TestRoundTrip(t *testing.T) {
 	needNetem(t)
 	c := newCable(t)
-	delays := map[uint16]time.Duration{7001: 60 * time.Millisecond, 7002: 150 * time.Millisecond, 7003: 60 * time.Millisecond, 7004: 0}
-	const unshaped = 7004
-	var paths []netem.Path
-	for port, delay := range delays {
-		if port != unshaped {
-			paths = append(paths, netem.Path{Port: port, Delay: delay})
-		}
-	}
-	c.install(paths...)
-	for port, delay := range delays {
-		got, setUp := trip(t, c.serve(port, echo))
-		t.Logf("port %d: %s, set up in %s", port, got, setUp)
-		if got < delay || setUp < delay {
-			t.Errorf("port %d: %s, set up in %s; want %s at least", port, got, setUp, delay)
-		}
-		// Generous: a slow machine is no fault of the kernel's.
-		if most := delay + 50*time.Millisecond; got > most {
-			t.Errorf("port %d: %s; want %s at most", port, got, most)
+	const short, long = 100 * time.Millisecond, 300 * time.Millisecond
+	c.install(netem.Path{Port: 7001, Delay: short}, netem.Path{Port: 7002, Delay: long}, netem.Path{Port: 7003, Delay: short})
+	for _, tt := range []struct {
+		port        uint16
+		least, most time.Duration // most is the next port's least: a slow machine is no fault of the kernel's
+	}{{7001, short, long}, {7002, long, time.Hour}, {7003, short, long}, {7004, 0, short}} {
+		got, setUp := trip(t, c.serve(tt.port, echo))
+		t.Logf("port %d: %s, set up in %s", tt.port, got, setUp)
+		if got < tt.least || got >= tt.most || setUp < tt.least {
+			t.Errorf("port %d: %s, set up in %s; want %s at least, and a trip below %s", tt.port, got, setUp, tt.least, tt.most)
 		}
 	}
 }
@@ -400,7 +396,7 @@ func talk(c *net.TCPConn) {
 	c.SetLinger(0)
 }
 
-// overtaken plays a few talks and says how many packets came out of the cable
+// overtaken plays a few talks and says how many packets left the server
 // behind one that the server had sent after it, and how many FINs behind their
 // RST.
 func (c *cable) overtaken(capture *wire.Capture, addr string) (packets, fins int) {
@@ -454,10 +450,13 @@ func TestOrder(t *testing.T) {
 	path := netem.Path{Port: 7001, Delay: 20 * time.Millisecond, Jitter: 40 * time.Millisecond}
 	c.install(path)
 	addr := c.serve(path.Port, talk)
-	capture, err := wire.Open([]uint16{path.Port}, wire.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	// At the server's end, as an origin captures: behind netem, and before the
+	// cable, whose other end may be served by two cores at once.
+	var capture *wire.Capture
+	c.there(func() (err error) {
+		capture, err = wire.Open([]uint16{path.Port}, wire.Options{})
+		return err
+	})
 	t.Cleanup(func() { capture.Close() })
 	if packets, fins := c.overtaken(capture, addr); packets+fins > 0 {
 		t.Errorf("%d packets and %d FINs came too late", packets, fins)
@@ -479,7 +478,11 @@ func TestOrder(t *testing.T) {
 		}
 		return errors.New("no netem")
 	})
-	packets, fins := c.overtaken(capture, addr)
+	packets, fins := 0, 0
+	for try := 0; try < 5 && (packets == 0 || fins == 0); try++ { // chance may keep an order now and then
+		p, f := c.overtaken(capture, addr)
+		packets, fins = packets+p, fins+f
+	}
 	t.Logf("a netem as it comes: %d packets and %d FINs too late", packets, fins)
 	if packets == 0 || fins == 0 {
 		t.Error("a netem as it comes kept the order, too: this test shows nothing")
