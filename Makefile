@@ -132,6 +132,10 @@ modernise: ## show what go fix would rewrite: advice, no part of lint
 images: ## build the proxies' container images where no registry can be reached
 	@docker/local-images
 
+.PHONY: publish
+publish: build ## measure results/reference anew: minutes, on a machine with nothing else to do
+	@.ci/publish
+
 .PHONY: clean
 clean: ## remove bin/, test binaries and profiles; results/ and Go's own caches stay
 	rm -rf bin

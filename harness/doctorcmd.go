@@ -53,7 +53,10 @@ Exit codes: 0 at least one proxy can run; 4 one named in ` + run.RequireVar + ` 
 var forTests = map[string]struct {
 	names []string
 	get   string
-}{"chromium": {[]string{"chromium", "chromium-browser", "google-chrome"}, "apt-get install -y chromium"}}
+}{
+	"chromium":   {[]string{"chromium", "chromium-browser", "google-chrome"}, "apt-get install -y chromium"},
+	"prometheus": {[]string{"prometheus"}, "apt-get install -y prometheus"},
+}
 
 // examine prints what can run and gives the names that are required and
 // cannot.
