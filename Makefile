@@ -57,9 +57,10 @@ linux: ## build bin/idlerace-linux-LINUXARCH, for containers started from anothe
 
 ##@ Work on it
 
+# One package after the other: a browser or a build beside them makes bursts late.
 .PHONY: test
 test: ## run all tests; what is not installed is skipped, by name
-	$(GO) test $(TESTFLAGS) ./...
+	$(GO) test -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: test-e2e
 test-e2e: ## run the end-to-end tests only: real proxies, real sockets
@@ -71,7 +72,7 @@ test-netem: ## test the netem link in a virtual machine whose kernel has netem (
 
 .PHONY: race
 race: ## run all tests under the race detector (needs a C compiler)
-	$(GO) test -race -count=1 $(TESTFLAGS) ./...
+	$(GO) test -p 1 -timeout 30m -race -count=1 $(TESTFLAGS) ./...
 
 .PHONY: bench
 bench: ## run the benchmarks that match BENCH
