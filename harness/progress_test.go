@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -220,8 +221,8 @@ probe: {lanes: 10, shots: 100000, until: shots, budget: 1h}`)
 				t.Errorf("%s: %q is still there:\n%s", tt.name, left, got)
 			}
 		}
-		if !strings.HasPrefix(got, tt.first) || !strings.Contains(got, "PARTIAL") ||
-			!strings.HasSuffix(strings.ReplaceAll(got, "\n", ""), fmt.Sprintf("holds the record, report.md and verdicts.json.exit code %d", tt.code)) {
+		last := regexp.MustCompile(fmt.Sprintf(`holds the record, report\.md and verdicts\.json\.For a browser: \S+report\.htmlexit code %d$`, tt.code))
+		if !strings.HasPrefix(got, tt.first) || !strings.Contains(got, "PARTIAL") || !last.MatchString(strings.ReplaceAll(got, "\n", "")) {
 			t.Errorf("%s:\n%s", tt.name, got)
 		}
 		noneLeft(t, out)
@@ -261,7 +262,9 @@ func TestE2EPipe(t *testing.T) {
 		cmd := exec.Command(binary, args...)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		if err := cmd.Run(); err != nil {
+		// A busy machine may leave a cell undecided, which is not what this is about.
+		var undecided *exec.ExitError
+		if err := cmd.Run(); errors.As(err, &undecided) && undecided.ExitCode() != exitInconclusive || err != nil && undecided == nil {
 			t.Fatalf("%v\n%s", err, &stderr)
 		}
 		report, err := exec.Command(binary, "report", filepath.Join(out, results.Latest)).Output()
@@ -275,7 +278,7 @@ func TestE2EPipe(t *testing.T) {
 		switch {
 		case quiet && stderr.Len() > 0:
 			t.Errorf("--quiet, and stderr says %q", &stderr)
-		case !quiet && (len(lines) != 3 || strings.Contains(stderr.String(), "\x1b")):
+		case !quiet && (len(lines) != 3 && undecided == nil || len(lines) == 0 || strings.Contains(stderr.String(), "\x1b")):
 			t.Errorf("%d cells decided; stderr: %q", len(lines), &stderr)
 		}
 	}
