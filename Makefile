@@ -134,7 +134,7 @@ images: ## build the proxies' container images where no registry can be reached
 	@docker/local-images
 
 .PHONY: publish
-publish: build ## measure results/reference anew: minutes, on a machine with nothing else to do
+publish: build ## measure results/reference: minutes, on a machine with nothing else to do
 	@.ci/publish
 
 .PHONY: clean
