@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"idlerace/harness/judge"
@@ -71,7 +72,9 @@ func (p *page) advice(list []judge.Advice) {
 	p.section("Advice, from this run's cells (pairs are proxy_idle/upstream_idle)")
 	left := 0
 	for _, a := range list {
-		p.text(2, p.normal, plain(advised(a)))
+		if slices.ContainsFunc(a.Sentences, foremost) {
+			p.text(2, p.normal, plain(advised(a)))
+		}
 		for _, s := range a.Sentences {
 			if foremost(s) {
 				p.hang(4, 6, cut(plain(adviceHead(s)), 5), p.faint, plain(s.Brief)+" ["+cellsOf(s, 1, plain)+"]")
