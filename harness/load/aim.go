@@ -52,7 +52,8 @@ type Aim struct {
 	next    *draw           // of the next burst, once somebody has asked
 	dead    int             // shots of the burst under way that met no living connection
 	stale   int             // of them those that met a closed one
-	alive   []time.Duration // offsets of those that met one
+	alive   int             // those that met one
+	offsets []time.Duration // of those whose connection's age is known, closed or not
 }
 
 // NewAim draws from rng. rtt is the longest round trip between proxy and
@@ -102,6 +103,9 @@ func (a *Aim) Observe(o record.Observation) {
 	if stale {
 		a.dead++
 		a.stale++
+		if len(o.Late) > 0 && o.Late[0].Idle > o.Shot.Age/2 {
+			a.offsets = append(a.offsets, o.Late[0].Idle-o.Shot.Age)
+		}
 		return
 	}
 	for _, e := range o.Requests {
@@ -109,49 +113,51 @@ func (a *Aim) Observe(o record.Observation) {
 		case e.Nth == 1:
 			a.dead++
 		case e.Idle > o.Shot.Age/2: // else given back within the same burst, which says nothing
-			a.alive = append(a.alive, e.Idle-o.Shot.Age)
+			a.alive++
+			a.offsets = append(a.offsets, e.Idle-o.Shot.Age)
 		}
 	}
 }
 
 // EndBurst learns from the burst whose requests have been observed. When all
-// of it met living connections, their ages tell how far the client's are from
-// the upstream's. When none did although the upstream's timer does fire here,
-// the aim is behind the edge and moves forward, but not for ever. When burst
-// after burst meets only living ones and the upstream's timer was never seen to
-// fire here, what was measured elsewhere was too short, and the aim moves back,
-// not for ever either. In between is where the edge is.
+// of it met connections of known age, living or closed, these tell how far the
+// client's ages are from the upstream's. When none met a connection although the
+// upstream's timer does fire here, the aim is behind the edge and moves forward,
+// but not for ever. When burst after burst meets only living ones and the
+// upstream's timer was never seen to fire here, what was measured elsewhere was
+// too short, and the aim moves back, not for ever either.
 func (a *Aim) EndBurst(phase record.Phase, target string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	atEdge := phase == record.PhaseAimed && target == record.TargetUpstream
-	switch alive, all := len(a.alive), len(a.alive)+a.dead; {
-	case all == 0 || phase != record.PhaseAimed && phase != record.PhaseReuse:
-	case alive*10 >= all*9:
-		a.learn()
-		a.forward, a.behind = 0, behindStep
-		if atEdge && len(a.upstream) == 0 {
-			a.moveBack()
-		}
-	case alive*10 <= all && a.stale*10 < all && atEdge:
-		a.stopBack()
-		if len(a.upstream) > 0 {
-			a.moveForward()
-		}
-	default:
-		if !a.learnt && alive*2 >= all {
+	all := a.alive + a.dead
+	if all > 0 && (phase == record.PhaseAimed || phase == record.PhaseReuse) {
+		if known := len(a.offsets); known*10 >= all*9 || !a.learnt && known*2 >= all {
 			a.learn()
 		}
-		a.early, a.behind = 0, behindStep
+		switch {
+		case a.alive*10 >= all*9:
+			if atEdge && len(a.upstream) == 0 {
+				a.moveBack()
+			}
+		case atEdge && a.alive*10 <= all && a.stale*10 < all:
+			a.stopBack()
+			if len(a.upstream) > 0 {
+				a.moveForward()
+			}
+		default: // here is the edge
+			a.early, a.behind = 0, behindStep
+		}
 	}
-	a.dead, a.stale, a.alive = 0, 0, a.alive[:0]
+	a.dead, a.stale, a.alive, a.offsets = 0, 0, 0, a.offsets[:0]
 }
 
-// learn takes the offset of the living; more than mostOffset is a burst that
-// came apart, and none.
+// learn takes the offset of a burst; more than mostOffset is one that came
+// apart, and none.
 func (a *Aim) learn() {
-	if o := quantile(a.alive, 0.5); o.Abs() <= mostOffset+a.rtt {
+	if o := quantile(a.offsets, 0.5); o.Abs() <= mostOffset+a.rtt {
 		a.offset, a.learnt = o, true
+		a.forward, a.behind = 0, behindStep
 	}
 }
 

@@ -243,10 +243,11 @@ type world struct {
 	upstream, proxy time.Duration // closes after that much idle time, as each sees it
 	noticed         time.Duration // after the upstream's FIN has arrived, the proxy knows
 	calibration     float64       // part of the reuse bursts that meets living connections
+	slow            time.Duration // what an aimed request takes longer to get through than one of those bursts
 }
 
-// shoot lets the aim shoot until a burst meets a stale connection, and counts
-// the bursts; most if none does.
+// shoot lets the aim shoot until it has met a stale connection, and in a sweep a
+// living one as well, and counts the bursts; most if it does not.
 func (w world) shoot(rng *rand.Rand, sweep bool, most int) int {
 	const lanes = 30
 	a := NewAim(rng, w.rtt, sweep)
@@ -255,9 +256,11 @@ func (w world) shoot(rng *rand.Rand, sweep bool, most int) int {
 		o := record.Observation{Shot: record.Shot{Phase: phase, Target: record.TargetUpstream, Age: age, Outcome: record.OutcomeResponse, Status: 200}}
 		switch {
 		case stale:
-			o.Late = []record.Event{{}}
-		case alive:
+			o.Late = []record.Event{{Idle: age + w.rtt + w.slow}}
+		case alive && phase == record.PhaseReuse:
 			o.Requests = []record.Event{{Nth: 2, Idle: age + w.rtt}}
+		case alive:
+			o.Requests = []record.Event{{Nth: 2, Idle: age + w.rtt + w.slow}}
 		default:
 			o.Requests = []record.Event{{Nth: 1}}
 		}
@@ -269,13 +272,14 @@ func (w world) shoot(rng *rand.Rand, sweep bool, most int) int {
 		}
 		a.EndBurst(record.PhaseReuse, "")
 	}
+	hit, lived := false, !sweep
 	for n := range most {
 		gaps, _ := a.Gaps(lanes, record.TargetUpstream)
-		hit := false
 		for _, age := range gaps {
 			switch {
-			case age+w.rtt < w.upstream && age < w.proxy:
+			case age+w.rtt+w.slow < w.upstream && age < w.proxy:
 				tell(record.PhaseAimed, age, true, false)
+				lived = true
 				continue
 			case age < w.proxy && age < w.upstream+w.noticed:
 				tell(record.PhaseAimed, age, false, true)
@@ -290,7 +294,7 @@ func (w world) shoot(rng *rand.Rand, sweep bool, most int) int {
 			}
 		}
 		a.EndBurst(record.PhaseAimed, record.TargetUpstream)
-		if hit {
+		if hit && lived {
 			return n + 1
 		}
 	}
@@ -310,6 +314,7 @@ func TestAimFindsTheWindow(t *testing.T) {
 		"a round trip, no burst calibrates":  {rtt: 60 * ms, direct: 600 * ms, upstream: 601 * ms, proxy: 570 * ms},
 		"a round trip, half a burst does":    {rtt: 60 * ms, direct: 600 * ms, upstream: 601 * ms, proxy: 570 * ms, calibration: 0.5},
 		"a round trip, 3 ms short":           {rtt: 60 * ms, direct: 598 * ms, upstream: 601 * ms, proxy: 560 * ms, calibration: 1},
+		"a round trip, slow when it matters": {rtt: 60 * ms, direct: 601 * ms, upstream: 601 * ms, proxy: time.Hour, calibration: 1, slow: 6 * ms},
 		"no burst calibrates, no round trip": {direct: 2001 * ms, upstream: 2001 * ms, proxy: time.Hour},
 	} {
 		w.noticed = 300 * time.Microsecond
